@@ -1,0 +1,184 @@
+"""Philox 4x32-10 against its published vectors, the documented counters, and the normal law."""
+
+import math
+
+import numba
+import numpy as np
+import pytest
+from scipy import stats
+
+from thermodiff.kernels import philox
+from thermodiff.kernels.jit import FLAGS, LANES
+
+FLAGS_HERE = {**FLAGS, "cache": False}
+KEY = np.array([0x12345678, 0x9ABCDEF0], dtype=np.uint32)
+BLOCKS = 1024
+STEPS = 2
+
+# Random123, kat_vectors: philox4x32 10; counter, key, output.
+KNOWN_ANSWERS = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+@numba.njit("UniTuple(u8, 4)(u8, u8, u8, u8, u8, u8)", **FLAGS_HERE)
+def compiled(c0, c1, c2, c3, k0, k1):
+    return philox.philox(c0, c1, c2, c3, k0, k1)
+
+
+@numba.njit("void(u4[::1], i8, i8, i8, f8[:, ::1])", **FLAGS_HERE)
+def uniforms(key, path, group, purpose, out):
+    philox.fill_uniforms(key, path, group, purpose, out)
+
+
+def plain_philox(counter: tuple[int, ...], key: tuple[int, ...]) -> tuple[int, ...]:
+    """Philox 4x32-10 in Python integers, from the definition in Salmon et al."""
+    mask = 0xFFFFFFFF
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & mask, (p0 >> 32) ^ c3 ^ k1, p0 & mask
+        k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
+    return c0, c1, c2, c3
+
+
+def plain_normal(key: np.ndarray, path: int, step: int, coordinate: int, dim: int, purpose: int) -> float:
+    """The normal of the documented counter, by Box-Muller on the midpoints (k + 1/2) / 2**32."""
+    index = step * dim + coordinate
+    words = plain_philox((path & 0xFFFFFFFF, path >> 32, index // 4, purpose), (int(key[0]), int(key[1])))
+    pair = index % 4 // 2
+    u, v = ((words[2 * pair + i] + 0.5) / 2.0**32 for i in (0, 1))
+    radius, angle = math.sqrt(-2.0 * math.log(u)), 2.0 * math.pi * v
+    return radius * (math.cos(angle) if index % 2 == 0 else math.sin(angle))
+
+
+def normals(
+    key: np.ndarray, step: int, dim: int, purpose: int = philox.PATH, first: int = 0, blocks: int = BLOCKS
+) -> np.ndarray:
+    out = np.empty((dim, blocks * LANES))
+    philox.noise(key, first, first + blocks, step, purpose, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def draws() -> np.ndarray:
+    """(step, coordinate, path): two steps of three coordinates."""
+    return np.stack([normals(KEY, step, 3) for step in range(STEPS)])
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS, ids=["zeros", "ones", "pi"])
+def test_published_vectors(counter, key, expected) -> None:
+    assert tuple(compiled(*map(np.uint64, (*counter, *key)))) == expected
+    assert plain_philox(counter, key) == expected
+
+
+@pytest.mark.parametrize("first", [0, 5, 2**24 - 1, 2**24, 3 * 2**24 + 7], ids=lambda block: f"block {block}")
+@pytest.mark.parametrize(("dim", "step"), [(1, 0), (1, 6), (2, 3), (3, 1), (5, 2), (9, 1000)])
+def test_normals_follow_the_documented_counter(first: int, dim: int, step: int) -> None:
+    found = normals(KEY, step, dim, philox.NOISE, first, 1)
+    for lane in (0, 1, 255):
+        for coordinate in range(dim):
+            expected = plain_normal(KEY, first * LANES + lane, step, coordinate, dim, philox.NOISE)
+            # Relative to the radius: sin and cos are good to 5e-16 in absolute terms.
+            assert abs(found[coordinate, lane] - expected) < 1e-14
+
+
+def test_uniforms_are_the_midpoints_of_the_words() -> None:
+    out = np.empty((4, LANES))
+    uniforms(KEY, 2**33 + 512, 9, philox.COMPONENT, out)
+    for lane in range(LANES):
+        words = plain_philox((512 + lane, 2, 9, philox.COMPONENT), (int(KEY[0]), int(KEY[1])))
+        assert out[:, lane].tolist() == [(word + 0.5) / 2.0**32 for word in words]
+
+
+def test_purposes_are_distinct_streams() -> None:
+    purposes = [philox.COMPONENT, philox.START, philox.NOISE, philox.PATH, philox.PROBE, philox.TRAINING]
+    assert len(set(purposes)) == 6
+    first = [normals(KEY, 0, 1, purpose, blocks=4)[0] for purpose in purposes]
+    for i in range(6):
+        for j in range(i):
+            assert not np.any(first[i] == first[j])
+
+
+def test_consecutive_ranges_join_to_the_whole() -> None:
+    whole = normals(KEY, 3, 3, blocks=8)
+    parts = [normals(KEY, 3, 3, first=first, blocks=size) for first, size in ((0, 1), (1, 3), (4, 4))]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+
+
+def normality_failures(z: np.ndarray) -> list[str]:
+    """Which of the tests of normality the sample fails; the detector used for the sabotaged normals too."""
+    n, failures = z.size, []
+    if np.count_nonzero(z == 0.0):
+        failures.append("zeros")
+    if np.abs(z).max() >= 6.8:
+        failures.append("range")
+    if stats.kstest(z, "norm").pvalue < 1e-4:
+        failures.append("ks")
+    for name, power, mean, variance in (
+        ("mean", 1, 0.0, 1.0), ("variance", 2, 1.0, 2.0), ("skewness", 3, 0.0, 15.0), ("kurtosis", 4, 3.0, 96.0),
+    ):  # fmt: skip
+        if abs(np.mean(z**power) - mean) > 4.0 * np.sqrt(variance / n):
+            failures.append(name)
+    return failures
+
+
+def test_normals_are_normal(draws: np.ndarray) -> None:
+    for step in range(STEPS):
+        for coordinate in range(3):
+            assert normality_failures(draws[step, coordinate]) == []
+
+
+def test_the_tails_are_there(draws: np.ndarray) -> None:
+    """Counts beyond 3, 4 and 5 standard deviations, as Poisson z-scores."""
+    for edge in (3.0, 4.0, 5.0):
+        expected = draws.size * 2.0 * stats.norm.sf(edge)
+        found = np.count_nonzero(np.abs(draws) > edge)
+        assert abs(stats.norm.isf(stats.poisson.sf(found - 1, expected))) < 4.0
+
+
+def test_normals_with_half_set_to_zero_are_caught() -> None:
+    """Sabotage: the failure that `reassoc` once caused, zeros for half of the normals, at the right variance."""
+    z = normals(KEY, 0, 1)[0] * np.sqrt(2.0)
+    z[::2] = 0.0
+    assert {"zeros", "ks", "kurtosis"} <= set(normality_failures(z))
+
+
+def correlation_z(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.mean(a * b) * np.sqrt(a.size))
+
+
+def square_correlation_z(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.mean((a * a - 1.0) * (b * b - 1.0)) / 2.0 * np.sqrt(a.size))
+
+
+def test_coordinates_and_steps_are_uncorrelated(draws: np.ndarray) -> None:
+    rows = draws.reshape(-1, draws.shape[-1])
+    for i in range(rows.shape[0]):
+        for j in range(i):
+            assert abs(correlation_z(rows[i], rows[j])) < 4.0
+            assert abs(square_correlation_z(rows[i], rows[j])) < 4.0
+
+
+def test_neighbouring_paths_are_uncorrelated(draws: np.ndarray) -> None:
+    z = draws[0, 0]
+    for lag in (1, 2, LANES):
+        assert abs(correlation_z(z[:-lag], z[lag:])) < 4.0
+        assert abs(square_correlation_z(z[:-lag], z[lag:])) < 4.0
+
+
+@pytest.mark.parametrize("word", [0, 1])
+def test_keys_that_differ_by_one_give_uncorrelated_normals(draws: np.ndarray, word: int) -> None:
+    other = KEY.copy()
+    other[word] += 1
+    z = normals(other, 0, 3)
+    for coordinate in range(3):
+        assert abs(correlation_z(z[coordinate], draws[0, coordinate])) < 4.0
+        assert abs(square_correlation_z(z[coordinate], draws[0, coordinate])) < 4.0

@@ -1,0 +1,85 @@
+"""Weights on disk."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from thermodiff.learned.checkpoint import load_weights, save_weights
+from thermodiff.learned.networks import ControlMLP, EntropyMLP
+from thermodiff.schedules import StraightLine
+
+
+def saved(path: Path) -> ControlMLP:
+    net = ControlMLP(2, width=8, rng=1)
+    net.precondition(np.array([1.0, 2.0]), np.diag([1.0, 0.5]), StraightLine(scale=0.1))
+    torch.nn.init.ones_(net.last.weight)
+    save_weights(net, path)
+    return net
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    net = saved(tmp_path / "runs" / "mix")
+    other = ControlMLP(2, width=8, rng=2)
+    record = load_weights(other, tmp_path / "runs" / "mix")
+    x, t = torch.ones(3, 2), torch.full((3,), 0.4, dtype=torch.float64)
+    assert torch.equal(net(x, t), other(x, t))
+    assert record["predicts"] == "entropy"
+    assert record["noise"] == {"schedule": "StraightLine", "scale": 0.1}
+    assert sorted(file.name for file in (tmp_path / "runs").iterdir()) == ["mix.json", "mix.safetensors"]
+    load_weights(other, tmp_path / "runs" / "mix.safetensors")
+
+
+def test_wrong_network(tmp_path: Path) -> None:
+    saved(tmp_path / "mix")
+    with pytest.raises(ValueError, match=r"holds ControlMLP\(dim=2, width=8, depth=3\), .* ControlMLP\(dim=2, width=16"):
+        load_weights(ControlMLP(2, width=16), tmp_path / "mix")
+    with pytest.raises(ValueError, match="the network given is EntropyMLP"):
+        load_weights(EntropyMLP(2), tmp_path / "mix")
+
+
+def test_module_without_arguments(tmp_path: Path) -> None:
+    save_weights(torch.nn.Linear(2, 2), tmp_path / "plain", predicts="eps")
+    assert load_weights(torch.nn.Linear(2, 2), tmp_path / "plain")["predicts"] == "eps"
+    with pytest.raises(ValueError, match="does not fit the network: size mismatch"):
+        load_weights(torch.nn.Linear(3, 2), tmp_path / "plain")
+
+
+def test_damaged_and_foreign_files(tmp_path: Path) -> None:
+    base = tmp_path / "mix"
+    net = saved(base)
+    weights, sidecar = tmp_path / "mix.safetensors", tmp_path / "mix.json"
+    good, record = weights.read_bytes(), sidecar.read_text()
+    for broken in (good[:-10], pickle.dumps({"a": 1}), b""):
+        weights.write_bytes(broken)
+        with pytest.raises(ValueError, match="does not match the checksum"):
+            load_weights(net, base)
+    weights.unlink()
+    with pytest.raises(ValueError, match="does not exist; give the path"):
+        load_weights(net, base)
+    weights.write_bytes(good)
+    for text, message in (
+        ("{", "is not a JSON file"),
+        ("[1]", "is not a weights record"),
+        ('{"format": "other"}', "is not a weights record"),
+        (record.replace("StraightLine", "Spiral"), "names a schedule that cannot be built"),
+    ):
+        sidecar.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_weights(net, base)
+
+
+def test_foreign_weights_with_a_matching_checksum(tmp_path: Path) -> None:
+    import hashlib
+
+    net = saved(tmp_path / "mix")
+    content = pickle.dumps({"a": 1})
+    (tmp_path / "mix.safetensors").write_bytes(content)
+    record = json.loads((tmp_path / "mix.json").read_text())
+    record["sha256"] = hashlib.sha256(content).hexdigest()
+    (tmp_path / "mix.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="is not a safetensors file"):
+        load_weights(net, tmp_path / "mix")

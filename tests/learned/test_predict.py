@@ -1,0 +1,80 @@
+"""Conversions between what a network predicts and b = sigma s."""
+
+import numpy as np
+import pytest
+import torch
+
+from thermodiff.learned.predict import PREDICTS, dimensionless_score, drift_term, target, tensor_row
+from thermodiff.schedules import VE, VP, CondOT, Cosine, Row, Schedule, StraightLine, SubVP
+
+SCHEDULES = [VP(), VP(scale=0.1), StraightLine(scale=0.1), VE(), SubVP(), Cosine(scale=2.0), CondOT(scale=0.5)]
+# "flow" carries b in a - sigma flow / D without loss everywhere; "x0" and "v" need alpha and sigma of like size.
+LAMS = np.linspace(-6.0, 6.0, 13)
+
+
+def draw(noise: Schedule, predicts: str) -> tuple[np.ndarray, np.ndarray, Row]:
+    lam = LAMS - 2.0 * np.log(getattr(noise, "scale", 1.0))
+    row = Row(*(values[:, None] for values in noise.at(lam)))
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((lam.size, 3))
+    return row.alpha * rng.standard_normal(z.shape) + row.sigma * z, -z, row
+
+
+@pytest.mark.parametrize("noise", SCHEDULES, ids=lambda noise: noise.name)
+@pytest.mark.parametrize("predicts", PREDICTS)
+def test_round_trip(noise: Schedule, predicts: str) -> None:
+    x, b, row = draw(noise, predicts)
+    output = target(predicts, b, x, row, noise)
+    np.testing.assert_allclose(dimensionless_score(predicts, output, x, row, noise), b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("noise", SCHEDULES, ids=lambda noise: noise.name)
+@pytest.mark.parametrize("predicts", PREDICTS)
+def test_tensors_agree_with_arrays(noise: Schedule, predicts: str) -> None:
+    x, b, row = draw(noise, predicts)
+    like = torch.from_numpy(x)
+    tensors = tensor_row(Row(*(values[:, 0] for values in row)), like)
+    output = target(predicts, torch.from_numpy(b), like, tensors, noise)
+    np.testing.assert_allclose(output.numpy(), target(predicts, b, x, row, noise), rtol=1e-13)
+    again = dimensionless_score(predicts, output, like, tensors, noise)
+    np.testing.assert_allclose(again.numpy(), b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("noise", SCHEDULES, ids=lambda noise: noise.name)
+def test_meaning(noise: Schedule) -> None:
+    """Each kind against its definition, with drift and diffusivity taken from the schedule in t."""
+    t = 0.3
+    alpha, sigma = noise.alpha(t), noise.sigma(t)
+    rng = np.random.default_rng(1)
+    x0, z = rng.standard_normal((2, 5, 2))
+    x, b = alpha * x0 + sigma * z, -z
+    row, score = noise.at(noise.lam(t)), -z / sigma
+    f, diffusivity = noise.drift_rate(t) * x, noise.diffusivity(t)
+    expected = {
+        "entropy": score - f / diffusivity,
+        "score": score,
+        "eps": z,
+        "x0": x0,
+        "v": alpha * z - sigma / getattr(noise, "scale", 1.0) * x0,
+        "flow": f - diffusivity * score,
+    }
+    np.testing.assert_allclose(drift_term(x, row), sigma * f / diffusivity, rtol=1e-9)
+    for predicts, output in expected.items():
+        np.testing.assert_allclose(target(predicts, b, x, row, noise), output, rtol=1e-9, atol=1e-9, err_msg=predicts)
+
+
+def test_images_broadcast() -> None:
+    noise = VP()
+    x = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    row = tensor_row(noise.at(np.linspace(-2, 2, 4)), x)
+    assert row.sigma.shape == (4, 1, 1, 1)
+    assert dimensionless_score("v", x, x, row, noise).shape == x.shape
+    assert torch.as_tensor(row.time).dtype == torch.float64
+    assert torch.as_tensor(row.sigma).dtype == torch.float32
+
+
+def test_unknown_kind() -> None:
+    row = VP().at(0.0)
+    for function in (dimensionless_score, target):
+        with pytest.raises(ValueError, match="predicts='noise' is unknown; choose one of 'entropy', 'score', 'eps'"):
+            function("noise", np.zeros(2), np.zeros(2), row, VP())

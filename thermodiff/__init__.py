@@ -1,0 +1,63 @@
+"""thermodiff: the thermodynamics of diffusion, with exact and learned scores.
+
+Names are loaded when first used: importing the package imports neither numba, torch nor matplotlib.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "VP": "schedules", "StraightLine": "schedules", "VE": "schedules", "SubVP": "schedules",
+    "Cosine": "schedules", "CondOT": "schedules", "Schedule": "schedules",
+    "Density": "densities", "Gaussian": "densities", "GaussianMixture": "densities",
+    "PointCloud": "densities", "Samples": "densities", "paper_mixture": "densities",
+    "Diffusion": "diffusion", "oracle": "diffusion",
+    "account": "accounting", "compare": "accounting", "Comparison": "accounting",
+    "Estimate": "accounting", "Ledger": "accounting",
+    "reverse": "integrate", "probability_flow": "integrate", "Path": "integrate",
+    "plot": "plotting",
+    "DivergenceError": "_check",
+}  # fmt: skip
+
+__all__ = [*_HOME, "__version__"]
+
+if TYPE_CHECKING:
+    from thermodiff._check import DivergenceError as DivergenceError
+    from thermodiff.accounting import Comparison as Comparison
+    from thermodiff.accounting import Estimate as Estimate
+    from thermodiff.accounting import Ledger as Ledger
+    from thermodiff.accounting import account as account
+    from thermodiff.accounting import compare as compare
+    from thermodiff.densities import Density as Density
+    from thermodiff.densities import Gaussian as Gaussian
+    from thermodiff.densities import GaussianMixture as GaussianMixture
+    from thermodiff.densities import PointCloud as PointCloud
+    from thermodiff.densities import Samples as Samples
+    from thermodiff.densities import paper_mixture as paper_mixture
+    from thermodiff.diffusion import Diffusion as Diffusion
+    from thermodiff.diffusion import oracle as oracle
+    from thermodiff.integrate import Path as Path
+    from thermodiff.integrate import probability_flow as probability_flow
+    from thermodiff.integrate import reverse as reverse
+    from thermodiff.plotting import plot as plot
+    from thermodiff.schedules import VE as VE
+    from thermodiff.schedules import VP as VP
+    from thermodiff.schedules import CondOT as CondOT
+    from thermodiff.schedules import Cosine as Cosine
+    from thermodiff.schedules import Schedule as Schedule
+    from thermodiff.schedules import StraightLine as StraightLine
+    from thermodiff.schedules import SubVP as SubVP
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'thermodiff' has no attribute {name!r}.")
+    value = getattr(import_module(f"thermodiff.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,5 @@
+"""``python -m thermodiff``."""
+
+from thermodiff.cli.main import main
+
+main()

@@ -1,0 +1,47 @@
+"""Independent tasks on any `concurrent.futures.Executor`, results in order."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import cache
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """One pool for the process; kernels and NumPy release the GIL."""
+    return ThreadPoolExecutor(max_workers=cores(), thread_name_prefix="thermodiff")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_order(function: Callable[[int], T], count: int, executor: Executor | None, *, concurrent: bool = True) -> Iterator[T]:
+    """Yield ``function(0) ... function(count - 1)`` in order, computed by ``executor`` (None: threads).
+
+    A few tasks per worker are under way at a time, so memory does not grow with ``count``.  Without ``concurrent`` the
+    calls are made here, one by one.
+    """
+    if not concurrent or count == 1:
+        yield from map(function, range(count))
+        return
+    pool = executor or _threads()
+    ahead = 4 * (getattr(pool, "_max_workers", None) or cores())
+    waiting: deque[Future[T]] = deque()
+    try:
+        for k in range(count):
+            waiting.append(pool.submit(function, k))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()

@@ -1,0 +1,103 @@
+"""Differences between two ledgers made with common random numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from thermodiff.accounting.estimate import Estimate
+from thermodiff.accounting.ledger import Ledger, standard_error
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows of two ledgers side by side; differences are paired.
+
+    Attributes
+    ----------
+    first, second : Ledger
+    differences : dict of str to Estimate
+        "second row - first row" for every row that both have, and "neural - total" where they have one each.
+    """
+
+    first: Ledger
+    second: Ledger
+    differences: dict[str, Estimate]
+
+    @property
+    def efficiency(self) -> Estimate | None:
+        """S_NN / S_tot with its paired error; None unless one ledger has each."""
+        pair = _learned_and_exact(self.first, self.second)
+        return None if pair is None else ratio(*pair)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        efficiency = self.efficiency
+        return {
+            "differences": {row: estimate.to_dict() for row, estimate in self.differences.items()},
+            "neural / total": None if efficiency is None else efficiency.to_dict(),
+        }
+
+    def __str__(self) -> str:
+        lines = [str(self.first), "", str(self.second), "", "paired differences (nats)"]
+        lines += [f"{row:<24}{estimate.value:>14.6g}{estimate.error:>12.1e}" for row, estimate in self.differences.items()]
+        if self.efficiency is not None:
+            lines.append(f"{'neural / total':<24}{self.efficiency.value:>14.6g}{self.efficiency.error:>12.1e}")
+        return "\n".join(lines)
+
+
+def compare(first: Ledger, second: Ledger) -> Comparison:
+    """Compare two ledgers sample by sample.
+
+    Parameters
+    ----------
+    first, second : Ledger
+        Made with the same ``rng``, ``nodes`` and window, so that sample i of both is the same draw.  Where the numbers of
+        samples differ, the common ones are paired.
+
+    Raises
+    ------
+    ValueError
+        If their draws differ.
+    """
+    if first.key != second.key:
+        raise ValueError(
+            f"the ledgers have different random keys {first.key} and {second.key}, so their samples are not pairs; "
+            "pass the same integer rng= to both calls of account."
+        )
+    if first.lam.shape != second.lam.shape or not np.allclose(first.lam, second.lam, rtol=0.0, atol=1e-12):
+        raise ValueError(
+            f"the ledgers have different nodes ({first.lam.size} in {first.window}, {second.lam.size} in {second.window}); "
+            "use the same nodes= and window."
+        )
+    differences = {
+        row: _paired(second, row, first, row) for row in first.samples if row in second.samples
+    }  # fmt: skip
+    pair = _learned_and_exact(first, second)
+    if pair is not None:
+        differences["neural - total"] = _paired(pair[0], "neural", pair[1], "total")
+    return Comparison(first, second, differences)
+
+
+def _learned_and_exact(first: Ledger, second: Ledger) -> tuple[Ledger, Ledger] | None:
+    for learned, exact in ((second, first), (first, second)):
+        if "neural" in learned.samples and "total" in exact.samples:
+            return learned, exact
+    return None
+
+
+def _paired(one: Ledger, one_row: str, two: Ledger, two_row: str) -> Estimate:
+    n = min(one.sample_count, two.sample_count)
+    gap = one.samples[one_row][:n] - two.samples[two_row][:n]
+    return Estimate(float(np.mean(gap)), standard_error(gap, one.clusters or two.clusters))
+
+
+def ratio(learned: Ledger, exact: Ledger) -> Estimate:
+    """S_NN / S_tot by the delta method on the paired samples."""
+    n = min(learned.sample_count, exact.sample_count)
+    top, bottom = learned.samples["neural"][:n], exact.samples["total"][:n]
+    value = float(np.mean(top) / np.mean(bottom))
+    error = standard_error(top - value * bottom, learned.clusters or exact.clusters)
+    return Estimate(value, error / abs(float(np.mean(bottom))))

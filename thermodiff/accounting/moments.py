@@ -1,0 +1,153 @@
+"""From inner products per sample to the rows of the ledger.
+
+At a node with scalars (alpha, sigma, kappa = d ln alpha / d lam) a sample is x = alpha x_0 + sigma z.  With the
+dimensionless vectors
+
+    a = sigma f / D = q x, q = -2 kappa / sigma,      b = sigma grad log p_t,      e = b_theta (learned)
+
+every rate per unit of lam is linear in inner products of (x, b, e), written "xx", "xb", "bb", "xe", "ee", "eb"; "div" and
+"ediv" are sigma div b and sigma div e.  A third vector c, the dimensionless score of x given what it was drawn from (a
+component of a mixture; for a data point c = -z), satisfies E[c | x] = b and carries control variates, as do "logp" (log
+p_t) and the rows of "zero" (rows, n), whose means vanish.  This is where the compiled and the learned path
+meet: neither knows of the other, and nothing below this module knows of either.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+Gram = dict[str, FloatArray]
+Control = tuple[FloatArray, float]
+"""A variable of mean zero, and the size of the terms that it was formed from."""
+
+
+class Node(NamedTuple):
+    """Scalars of one node."""
+
+    sigma: float
+    q: float
+    dim: int
+    mean_xx: float | None
+    """E|x|^2, where the law of x_0 is known."""
+    mean_cc: float
+    """E|c|^2."""
+
+
+def rows(gram: Gram, node: Node) -> dict[str, FloatArray]:
+    """Integrands per unit of lam for each sample, (n,) each; which rows depends on which products there are."""
+    sigma, q, dim = node.sigma, node.q, node.dim
+    xx = gram["xx"]
+    result: dict[str, FloatArray] = {}
+    if "xb" in gram:
+        xb, bb = gram["xb"], gram["bb"]
+        result["total"] = 0.5 * (q * q * xx - 2.0 * q * xb + bb)
+        result["system"] = 0.5 * (bb - q * xb)
+        result["medium"] = 0.5 * (q * q * xx - q * xb)
+    else:
+        # E x.s = -d for every density: second moments suffice.
+        result["medium"] = 0.5 * (q * q * xx + q * sigma * dim)
+    if "xb" in gram:
+        result["residual"] = 0.5 * (q * gram["xb"] - gram["bb"] + sigma * q * dim - gram["div"])
+    if "xe" in gram:
+        xe, ee = gram["xe"], gram["ee"]
+        result["neural"] = 0.5 * (q * q * xx - 2.0 * q * xe + ee)
+        if "eb" in gram:
+            result["mismatch"] = 0.5 * (ee - 2.0 * gram["eb"] + gram["bb"])
+        if "ediv" in gram:
+            result["residual"] = 0.5 * (q * xe - ee + sigma * q * dim - gram["ediv"])
+    return result
+
+
+def controls(gram: Gram, node: Node) -> list[Control]:
+    """Combinations whose mean is known to be zero, for the reduction of variance.
+
+    |c|^2 - E|c|^2 and x.c + sigma d always (E x.s = -d for every score); |x|^2 - E|x|^2 where it is known.  With an exact
+    score also x.b + sigma d, b.(c - b) since E[c | x] = b, and Stein's identity E[div g + g.s] = 0 for the vector fields
+    g = s, s log p, s |x|^2, x log p and x |x|^2; last, what is known of each component.
+    """
+    shift, size = node.sigma * node.dim, node.mean_cc
+    result = [(gram["cc"] - node.mean_cc, size), (gram["xc"] + shift, shift)]
+    if node.mean_xx is not None:
+        result.append((gram["xx"] - node.mean_xx, node.mean_xx))
+    if "xb" in gram:
+        result += [(gram["xb"] + shift, shift), (gram["cb"] - gram["bb"], size)]
+    if "logp" in gram:
+        result += _stein(gram, node)
+    result += [(row, 1.0) for row in gram.get("zero", ())]
+    return result
+
+
+def _stein(gram: Gram, node: Node) -> list[Control]:
+    shift, size = node.sigma * node.dim, node.mean_cc
+    xx, xb, bb = gram["xx"], gram["xb"], gram["bb"]
+    spread = float(np.sqrt(np.mean(xx)))
+    # Any constant may be taken from log p; this one keeps the products small.
+    level = gram["logp"] - np.mean(gram["logp"])
+    fisher = bb + gram["div"]
+    xs = xb / node.sigma
+    return [
+        (fisher, size),
+        (level * fisher + bb, size),
+        (xx * fisher + 2.0 * node.sigma * xb, size * spread**2),
+        (level * shift + xb * (1.0 + level), shift),
+        (xx * (node.dim + 2.0 + xs), spread**2 * node.dim),
+    ]
+
+
+SAMPLES_PER_CONTROL = 20
+"""With fewer, a fitted coefficient costs more than it saves."""
+MOST_LEVERAGE = 0.2
+"""A control whose spread rests on one sample to this degree (a rare component) is left out: its fit is an accident."""
+
+
+def reduce_variance(values: FloatArray, zero_mean: list[Control]) -> FloatArray:
+    """Subtract fitted multiples of the control variates.
+
+    The coefficients for each half of the samples are fitted on the other half: the result is unbiased, and its spread
+    includes what the fit costs.
+
+    Parameters
+    ----------
+    values : (rows, n) array
+    zero_mean : list of Control
+
+    Returns
+    -------
+    (rows, n) array
+        Same expectation, smaller variance.
+    """
+    half = values.shape[1] // 2
+    zero_mean = zero_mean[: half // SAMPLES_PER_CONTROL]
+    if not zero_mean:
+        return values
+    halves = slice(half), slice(half, None)
+    adjusted = values.copy()
+    for here, other in (halves, halves[::-1]):
+        usable = [control for control, size in zero_mean if _usable(control[other], size)]
+        if usable:
+            coefficients = _fit(values[:, other], np.array([control[other] for control in usable]))
+            adjusted[:, here] -= coefficients @ np.array([control[here] for control in usable])
+    return adjusted
+
+
+def _usable(control: FloatArray, size: float) -> bool:
+    square = float(control @ control)
+    peak = max(float(control.max()), -float(control.min()))
+    # A combination that vanishes up to rounding has no known mean.
+    return square > control.size * (1e-9 * size) ** 2 and peak**2 < MOST_LEVERAGE * square
+
+
+def _fit(values: FloatArray, matrix: FloatArray) -> FloatArray:
+    """Least-squares coefficients (rows, controls), without the directions in which the controls are dependent."""
+    n = values.shape[1]
+    gram = matrix @ matrix.T / n
+    scale = 1.0 / np.sqrt(np.diag(gram))
+    centre = scale * matrix.mean(axis=1)
+    eigenvalues, vectors = np.linalg.eigh(np.outer(scale, scale) * gram - np.outer(centre, centre))
+    kept = eigenvalues > 1e-11 * eigenvalues[-1]
+    covariance = scale * (values @ matrix.T) / n - np.outer(values.mean(axis=1), centre)
+    return scale * ((covariance @ vectors[:, kept] / eigenvalues[kept]) @ vectors[:, kept].T)

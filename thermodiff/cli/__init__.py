@@ -1,0 +1,3 @@
+"""The ``thermodiff`` command."""
+
+from thermodiff.cli.main import main as main

@@ -1,0 +1,5 @@
+"""``python -m thermodiff.cli``."""
+
+from thermodiff.cli.main import main
+
+main()

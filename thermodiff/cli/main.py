@@ -1,0 +1,118 @@
+"""Arguments and errors of the ``thermodiff`` command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thermodiff import __version__
+from thermodiff._check import DivergenceError
+
+app = typer.Typer(
+    help="Measure the thermodynamics of diffusion: entropy production of exact and learned scores, in nats.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        typer.echo(f"thermodiff {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Measure the thermodynamics of diffusion: entropy production of exact and learned scores, in nats."""
+
+
+@app.command()
+def entropy(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="What diffuses: 'mixture' (the published Gaussian mixture in 3 dimensions), 'digits' (8x8 images from "
+            "scikit-learn), a FILE.json with a mixture (means, stds or covs, weights), or a FILE.npz with vectors (n, d).",
+            metavar="NAME|FILE",
+        ),
+    ] = "mixture",
+    schedule: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="How it turns into noise: VP, VPx (VP with scale 0.1), SL (StraightLine with scale 0.1), StraightLine, "
+            "VE, SubVP, Cosine, CondOT. May be given several times.  [default: VP VPx SL]",
+            metavar="NAME",
+            show_default=False,
+        ),
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Only the exact score: no network is trained, torch is not needed.")
+    ] = False,
+    lam: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            help="Log-SNR window LOW HIGH of all entropies. Needed for SubVP and CondOT, whose entropy grows without bound "
+            "towards the data; for images and vectors HIGH is chosen from their spread unless given.",
+            metavar="LOW HIGH",
+            show_default=False,
+        ),
+    ] = None,
+    nodes: Annotated[int, typer.Option(help="Quadrature nodes in log-SNR.")] = 64,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="Draws per node.  [default: 10000; 2000 for images and vectors]", show_default=False),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Training steps of each network.")] = 1500,
+    seed: Annotated[int, typer.Option(help="Fixes every random number.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for ledgers.json, ledger.png and the weights.")] = Path("runs/entropy"),
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars, no table.")] = False,
+) -> None:
+    """Entropy of a diffusion, from the exact score and from a network trained on the same data, side by side.
+
+    The exact ledger comes with an independent check (the oracle). The network's ledger tells how much entropy the network
+    stores to run the diffusion backwards (neural entropy, S_NN) and what it misses. Everything is in nats, with standard
+    errors.
+
+    Examples
+    --------
+        thermodiff entropy
+
+        thermodiff entropy --exact --schedule VP --out runs/vp
+
+        thermodiff entropy --data digits --schedule VP --lam -8 6
+    """
+    from thermodiff.cli.entropy import run
+
+    run(
+        data=data,
+        schedules=schedule or ["VP", "VPx", "SL"],
+        exact=exact,
+        lam=lam,
+        nodes=nodes,
+        samples=samples,
+        steps=steps,
+        seed=seed,
+        out=out,
+        quiet=quiet,
+    )
+
+
+def main() -> None:
+    """Run the command; what a user can cause ends with one sentence and exit status 2."""
+    try:
+        app(standalone_mode=True)
+    except (ValueError, TypeError, KeyError, OSError, ImportError, DivergenceError, MemoryError) as error:
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        print(f"thermodiff: {text or type(error).__name__}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("thermodiff: interrupted; nothing was left half written.", file=sys.stderr)
+        raise SystemExit(130) from None

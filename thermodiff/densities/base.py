@@ -1,0 +1,148 @@
+"""What a law of x_0 offers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thermodiff._check import points
+from thermodiff.accounting import Estimate
+from thermodiff.accounting.quadrature import Widths
+from thermodiff.densities.entropy import Part, smoothed_entropy
+from thermodiff.kernels.integrands import draws
+from thermodiff.kernels.jit import LANES
+from thermodiff.kernels.tasks import at_points, over_blocks
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Law:
+    """The compiled form of a law: flat parameters and the kernels that read them."""
+
+    params: FloatArray
+    draw: Any
+    score: Any
+    density: Any
+    component_rows: int = 0
+    """Zero-mean rows that the score field writes after divergence and log-density, two for each component."""
+
+    def common_rows(self, weights: FloatArray) -> npt.NDArray[np.bool_]:
+        """Which of the component rows are control variates: those of a rare component could not be fitted."""
+        return np.repeat(weights >= RARE, 2)[: self.component_rows]
+
+
+RARE = 0.01
+"""Weight below which a component gets no control variates of its own."""
+
+
+class Density(ABC):
+    """A law of x_0 in R^d whose score under Gaussian smoothing is known exactly.
+
+    Arrays of points are (n, d) float64; log-densities and entropies are in nats.
+    """
+
+    law: Law
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Dimension d."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """One line for headers."""
+
+    @property
+    def singular(self) -> bool:
+        """Whether the law has directions of no width, so that its entropy production grows without bound."""
+        return False
+
+    @abstractmethod
+    def mean(self) -> FloatArray:
+        """E x, (d,)."""
+
+    @abstractmethod
+    def covariance(self) -> FloatArray:
+        """Covariance matrix, (d, d)."""
+
+    @abstractmethod
+    def sample(self, n: int, rng: Any = None) -> FloatArray:
+        """``n`` independent draws, (n, d); ``rng`` as for `numpy.random.default_rng`."""
+
+    @abstractmethod
+    def parts(self) -> Part:
+        """Components: weights, means, covariances in their principal axes."""
+
+    @property
+    def second_moment(self) -> float:
+        """E|x|^2."""
+        return float(np.trace(self.covariance()) + self.mean() @ self.mean())
+
+    def conditional_moment(self, alpha: float, sigma: float) -> float:
+        """E|sigma grad log p_t(x | k)|^2, k the component that x was drawn from."""
+        part = self.parts()
+        ratio = sigma**2 / (alpha**2 * part.variances + sigma**2)
+        return float(part.weights @ np.broadcast_to(ratio, part.means.shape).sum(axis=1))
+
+    @property
+    def widths(self) -> Widths:
+        """Reference Gaussians: the one with the same moments, and the components."""
+        spectrum = np.maximum(np.linalg.eigvalsh(self.covariance()), 0.0)
+        part = self.parts()
+        variances = np.broadcast_to(part.variances, (part.weights.size, self.dim))
+        return [(np.ones(1), spectrum[None, :]), (part.weights, variances)]
+
+    def draw(
+        self, key: npt.NDArray[np.uint32], node: int, alpha: float, sigma: float, samples: int
+    ) -> tuple[FloatArray, FloatArray]:
+        """The draws x = alpha x_0 + sigma z of an account at a node, and c = sigma grad log p_t(x | component); (d, n)."""
+        pair = over_blocks(partial(_draw_blocks, self.law, key, node, self.dim, alpha, sigma), samples, None, None)
+        return pair[0], pair[1]
+
+    def log_prob(self, x: npt.ArrayLike, *, alpha: float = 1.0, sigma: float = 0.0) -> FloatArray:
+        """log density of alpha x_0 + sigma z at points (n, d); nats, (n,)."""
+        self._require_width(sigma, "log_prob")
+        x = points("x", x, self.dim)
+        return at_points(self.law.density, self.law.params, (alpha, sigma * sigma, 0.0, 0.0), x, 2)[:, 0]
+
+    def score(self, x: npt.ArrayLike, *, alpha: float = 1.0, sigma: float = 0.0) -> FloatArray:
+        """Gradient of the log density of alpha x_0 + sigma z at points (n, d); (n, d)."""
+        self._require_width(sigma, "score")
+        x = points("x", x, self.dim)
+        return at_points(self.law.score, self.law.params, (alpha, sigma * sigma, 0.0, 1.0), x, self.dim)
+
+    def score_divergence(self, x: npt.ArrayLike, *, alpha: float = 1.0, sigma: float = 0.0) -> FloatArray:
+        """Divergence of `score`, exact; (n,)."""
+        self._require_width(sigma, "score_divergence")
+        x = points("x", x, self.dim)
+        return at_points(self.law.score, self.law.params, (alpha, sigma * sigma, 0.0, 1.0), x, self.dim + 1)[:, self.dim]
+
+    def entropy(self, *, alpha: float = 1.0, sigma: float = 0.0, rng: Any = 0) -> Estimate:
+        """Differential entropy of alpha x_0 + sigma z, in nats.
+
+        Closed form for one component, adaptive quadrature for d <= 2, randomised quasi-Monte Carlo above.
+        """
+        self._require_width(sigma, "entropy")
+        return smoothed_entropy(self.parts(), self._responsibility_entropy, alpha, sigma, rng)
+
+    def _responsibility_entropy(self, x: FloatArray, alpha: float, sigma: float) -> FloatArray:
+        return at_points(self.law.density, self.law.params, (alpha, sigma * sigma, 0.0, 0.0), x, 2)[:, 1]
+
+    def _require_width(self, sigma: float, what: str) -> None:
+        if self.singular and not sigma > 0.0:
+            raise ValueError(f"{what}: a point cloud has a density only after smoothing; pass sigma > 0.")
+
+
+def _draw_blocks(
+    law: Law, key: npt.NDArray[np.uint32], node: int, dim: int, alpha: float, sigma: float, first: int, last: int
+) -> FloatArray:
+    out = np.empty((2, dim, (last - first) * LANES))
+    draws(law.draw, key, first, last, node, np.array([alpha, sigma]), law.params, out[0], out[1])
+    return out

@@ -1,0 +1,212 @@
+"""A diffusion: the law of the data and the schedule that turns it into noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thermodiff.accounting import Estimate
+from thermodiff.accounting.moments import Gram
+from thermodiff.accounting.nodes import fine
+from thermodiff.accounting.quadrature import Widths
+from thermodiff.densities import Density, Samples
+from thermodiff.kernels.integrands import GRAM, gram
+from thermodiff.kernels.jit import LANES
+from thermodiff.schedules import Row, Schedule
+
+FloatArray = npt.NDArray[np.float64]
+
+
+class Diffusion:
+    """The forward process of ``data`` under ``noise``, with the exact score of every marginal p_t.
+
+    Parameters
+    ----------
+    data : Gaussian, GaussianMixture or PointCloud
+    noise : Schedule
+    """
+
+    def __init__(self, data: Density, noise: Schedule) -> None:
+        if isinstance(data, Samples):
+            raise TypeError("Diffusion: Samples have no score; use PointCloud for the empirical law, or a LearnedDiffusion.")
+        if not isinstance(data, Density):
+            raise TypeError(f"Diffusion: data must be a density (GaussianMixture, ...), got {type(data).__name__}.")
+        if not isinstance(noise, Schedule):
+            raise TypeError(f"Diffusion: noise must be a schedule (VP(), ...), got {type(noise).__name__}.")
+        self.data = data
+        self.noise = noise
+
+    @property
+    def dim(self) -> int:
+        """Dimension d."""
+        return self.data.dim
+
+    @property
+    def second_moment(self) -> float:
+        """E|x_0|^2."""
+        return self.data.second_moment
+
+    def conditional_moment(self, alpha: float, sigma: float) -> float:
+        """E|c|^2 with c = sigma times the score of x given its component."""
+        return self.data.conditional_moment(alpha, sigma)
+
+    @property
+    def widths(self) -> Widths:
+        """Reference Gaussians for the quadrature error."""
+        return self.data.widths
+
+    @property
+    def clusters(self) -> None:
+        """Draws are independent."""
+        return
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Header of the ledger."""
+        record = {"data": self.data.label, "noise": self.noise.to_dict(), "schedule": self.noise.name}
+        return {**record, "score": "exact"}
+
+    def score(self, x: npt.ArrayLike, t: float) -> FloatArray:
+        """grad log p_t at points (n, d)."""
+        return self.data.score(x, alpha=float(self.noise.alpha(t)), sigma=float(self.noise.sigma(t)))
+
+    def log_prob(self, x: npt.ArrayLike, t: float) -> FloatArray:
+        """log p_t at points (n, d), closed form; nats."""
+        return self.data.log_prob(x, alpha=float(self.noise.alpha(t)), sigma=float(self.noise.sigma(t)))
+
+    def velocity(self, x: npt.ArrayLike, t: float) -> FloatArray:
+        """v = f - D grad log p_t at points (n, d): the probability-flow velocity dx/dt."""
+        x = np.asarray(x, dtype=np.float64)
+        return float(self.noise.drift_rate(t)) * x - float(self.noise.diffusivity(t)) * self.score(x, t)
+
+    def window(
+        self, lam: tuple[float, float] | None = None, times: tuple[float, float] | None = None
+    ) -> tuple[float, float]:
+        """The log-SNR window of an account.
+
+        Raises
+        ------
+        ValueError
+            Where the entropy grows without bound towards the data and no window is given.
+        """
+        return accounting_window(self.noise, self.data.singular, self.data.label, lam, times)
+
+    @property
+    def concurrent(self) -> bool:
+        """The kernels release the GIL."""
+        return True
+
+    def gram(
+        self,
+        key: npt.NDArray[np.uint32],
+        node: int,
+        row: Row,
+        samples: int,
+        divergence: str | None,
+        chunk: int | None,
+    ) -> Gram:
+        """Inner products of (x, c, b) for the samples of one node, from the fused kernel."""
+        if divergence == "hutchinson":
+            raise ValueError('Diffusion: divergence="hutchinson" is for networks; here the divergence is always exact.')
+        law, blocks, alpha, sigma = self.data.law, -(-samples // LANES), float(row.alpha), float(row.sigma)
+        chunk = chunk or blocks
+        out = np.empty((len(GRAM) + 2 + law.component_rows, blocks * LANES))
+        for first in range(0, blocks, chunk):
+            last = min(first + chunk, blocks)
+            part = out if chunk >= blocks else np.empty((out.shape[0], (last - first) * LANES))
+            gram(law.draw, law.score, key, first, last, node, alpha, sigma, law.params, part)
+            if part is not out:
+                out[:, first * LANES : last * LANES] = part
+        out = out[:, :samples]
+        zero = out[len(GRAM) + 2 :][law.common_rows(self.data.parts().weights)]
+        return dict(zip((*GRAM, "div", "logp"), out, strict=False), zero=zero)
+
+    def fixed_rows(self, window: tuple[float, float], total: Estimate | None) -> dict[str, Estimate]:
+        """Excess and housekeeping, which theory fixes: v is a gradient, so the whole of the total is excess."""
+        return {} if total is None else {"excess": total, "housekeeping": Estimate(0.0, 0.0)}
+
+    def check(self, window: tuple[float, float], key: npt.NDArray[np.uint32]) -> Callable[[], Estimate]:
+        """The oracle in the same window, with draws of its own."""
+        return partial(_oracle, self, window, [int(word) for word in key])
+
+
+def accounting_window(
+    noise: Schedule,
+    singular: bool,
+    label: str,
+    lam: tuple[float, float] | None,
+    times: tuple[float, float] | None,
+) -> tuple[float, float]:
+    """`Schedule.window`, refusing the default where the entropy has no limit."""
+    stated = lam is not None or (times is not None and times[0] > 0.0)
+    if not stated and (noise.diverges or singular):
+        cause = noise.name if noise.diverges else label
+        raise ValueError(
+            f"the entropy production of {cause} grows without bound towards the data; "
+            "state the window, e.g. lam=(-8, 8) or times=(0.01, 1)."
+        )
+    return noise.window(lam, times)
+
+
+def oracle(
+    system: Diffusion,
+    *,
+    lam: tuple[float, float] | None = None,
+    times: tuple[float, float] | None = None,
+    rng: Any = 0,
+) -> Estimate:
+    """The entropy production in a window without any use of the score.
+
+    By the balance of entropy, total = h(p_T) - h(p_0) + medium, where the medium needs second moments only.  For VP,
+    StraightLine and Cosine this is KL(p_0 || p_eq) - KL(p_T || p_eq).  The entropies at both ends come from quadrature
+    (d <= 2) or from quasi-random draws of their own.
+
+    Parameters
+    ----------
+    system : Diffusion
+    lam, times : (float, float), optional
+        The window, as for `account`.
+    rng : int, SeedSequence or Generator
+        Seed of the draws for d > 2.
+
+    Returns
+    -------
+    Estimate
+        In nats.
+    """
+    if not isinstance(system, Diffusion):
+        raise TypeError(f"oracle: it needs a Diffusion with an exact score, got {type(system).__name__}.")
+    return _oracle(system, system.window(lam, times), rng)
+
+
+def _oracle(system: Diffusion, window: tuple[float, float], rng: Any) -> Estimate:
+    row = system.noise.at(np.array(window))
+    stream = np.random.SeedSequence(rng, spawn_key=(7,)) if isinstance(rng, int | list) else rng
+    generator = np.random.default_rng(stream)
+    noisy, clean = (system.data.entropy(alpha=float(row.alpha[k]), sigma=float(row.sigma[k]), rng=generator) for k in (0, 1))
+    value = noisy.value - clean.value + medium_integral(system.noise, window, system.second_moment, system.dim)
+    return Estimate(value, float(np.hypot(noisy.error, clean.error)))
+
+
+def medium_integral(noise: Schedule, window: tuple[float, float], second_moment: float, dim: int) -> float:
+    """Entropy given to the bath in a window, from E|x_0|^2 alone; nats."""
+    lam, weights = fine(*window)
+    row = noise.at(lam)
+    q = -2.0 * row.growth / row.sigma
+    moment = row.alpha**2 * second_moment + row.sigma**2 * dim
+    return float(weights @ (0.5 * q * (q * moment + row.sigma * dim)))
+
+
+def noise_kl(data: Density, noise: Schedule, lam: float, rng: Any = 0) -> Estimate:
+    """KL(p_T || prior) at log-SNR ``lam``, in nats; the prior is the equilibrium, or N(0, sigma_T**2) without one."""
+    row = noise.at(np.array([lam]))
+    alpha, sigma = float(row.alpha[0]), float(row.sigma[0])
+    width = noise.equilibrium_std or sigma
+    entropy = data.entropy(alpha=alpha, sigma=sigma, rng=rng)
+    moment = alpha**2 * data.second_moment + sigma**2 * data.dim
+    cross = 0.5 * data.dim * np.log(2.0 * np.pi * width**2) + 0.5 * moment / width**2
+    return Estimate(float(cross) - entropy.value, entropy.error)

@@ -1,0 +1,105 @@
+"""Compile flags, the kernel signature types, and compilation at first use.
+
+Every compiled function of thermodiff is made by one of the two decorators here.
+
+``inline``
+    A small helper that is compiled into its callers.
+``kernel(signature)``
+    An entry point with one fixed signature.  Nothing is compiled at import: the first call compiles it, or loads it
+    from Numba's disk cache.  All calls share that one machine code, whatever field or schedule they carry.
+
+Flags
+-----
+``error_model="numpy"``: a division under Python's model can raise, and that branch stops vectorisation.
+``fastmath={"contract", "nsz", "arcp"}`` and no more: ``reassoc`` deletes rounding tricks such as
+``(y + 1.5 * 2**52) - 1.5 * 2**52``; ``nnan`` and ``ninf`` delete the checks for NaN.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba import types
+
+LANES = 256
+"""Paths per block: the innermost loops run over this many lanes (a multiple of every vector width)."""
+
+FLAGS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": {"contract", "nsz", "arcp"},
+    "cache": True,
+}
+
+
+def _source_stamp() -> str:
+    """Hash of all kernel sources: a kernel inlines helpers of other files, which Numba's own stamp does not see."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+_STAMP = _source_stamp()
+
+vector = types.float64[::1]
+matrix = types.float64[:, ::1]
+tensor = types.float64[:, :, ::1]
+words = types.uint32[::1]
+integers = types.int64[::1]
+
+field_signature = types.void(matrix, vector, vector, matrix)
+"""``field(x[d, LANES], row, params, out[d or d + 1, LANES])``: the one signature that drifts and scores share."""
+
+field_pointer = types.FunctionType(field_signature)
+
+
+def inline(function: Any) -> Any:
+    """Compile a helper into its callers; a helper left as a call would stop the vectorisation of its caller's loop."""
+    return numba.njit(**{**FLAGS, "cache": False, "forceinline": True})(function)
+
+
+class Kernel:
+    """A function of one signature, compiled (or loaded from the disk cache) when first used."""
+
+    def __init__(self, function: Any, signature: Any) -> None:
+        self._function = function
+        self._signature = signature
+        self._dispatcher: Any = None
+        self.__doc__ = function.__doc__
+        self.__name__ = function.__name__
+
+    @property
+    def dispatcher(self) -> Any:
+        """The compiled Numba dispatcher; hand this to a kernel that takes a field."""
+        if self._dispatcher is None:
+            dispatcher = numba.njit(**FLAGS)(self._function)
+            dispatcher._cache._cache_file._source_stamp = _STAMP
+            dispatcher.compile(self._signature)
+            dispatcher.disable_compile()
+            self._dispatcher = dispatcher
+        return self._dispatcher
+
+    def __reduce__(self) -> tuple[Any, tuple[str, str]]:
+        # What travels to another process is a name; the machine code is made or loaded there.
+        return _find, (self._function.__module__, self.__name__)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.dispatcher(*(a.dispatcher if isinstance(a, Kernel) else a for a in arguments))
+
+
+def _find(module: str, name: str) -> Kernel:
+    return getattr(importlib.import_module(module), name)
+
+
+def kernel(signature: Any) -> Any:
+    """Decorate an entry point: fixed ``signature``, compiled at first use, cached on disk."""
+
+    def decorate(function: Any) -> Kernel:
+        return Kernel(function, signature)
+
+    return decorate

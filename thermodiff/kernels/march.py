@@ -1,0 +1,113 @@
+"""The integrator: dx = g(x, lam) dlam + amplitude dW over blocks of paths, for any field.
+
+The field is a pointer and the schedule a table, so this is compiled once.  ``rows[k, stage]`` holds the scalars of step k
+at its beginning, middle and end (stages 0, 1, 2); ``steps[k]`` its signed length; ``amplitudes[k]`` the standard
+deviation of its noise.  The step rules:
+
+=========  ==============================================================  ==================
+euler      x + h g(x) + e                                                  weak and strong 1
+heun       x + h/2 (g(x) + g(x + h g(x) + e)) + e                          weak 2 (2 without noise)
+rk4        classical Runge-Kutta, without noise                            4
+=========  ==============================================================  ==================
+
+with e = amplitude times a normal.  Heun's rule has weak order 2 because the noise is additive (Platen's scheme).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+
+from thermodiff.kernels.jit import LANES, field_pointer, inline, integers, kernel, matrix, tensor, vector, words
+from thermodiff.kernels.philox import PATH, fill_rows
+
+EULER, HEUN, RK4 = range(3)
+
+
+@inline
+def _axpy(x, h, g, out):
+    """``out = x + h g`` row by row."""
+    for c in range(x.shape[0]):
+        source, slope, target = x[c], g[c], out[c]
+        for lane in range(LANES):
+            target[lane] = source[lane] + h * slope[lane]
+
+
+@inline
+def _euler(field, x, rows, params, h, amplitude, z, work):
+    """x + h g(x) + e."""
+    field(x, rows[0], params, work[0])
+    for c in range(x.shape[0]):
+        target, slope, kick = x[c], work[0, c], z[c]
+        for lane in range(LANES):
+            target[lane] += h * slope[lane] + amplitude * kick[lane]
+
+
+@inline
+def _heun(field, x, rows, params, h, amplitude, z, work):
+    """The mean of the slopes at both ends, with the same noise in the predictor."""
+    field(x, rows[0], params, work[0])
+    for c in range(x.shape[0]):
+        source, slope, kick, target = x[c], work[0, c], z[c], work[1, c]
+        for lane in range(LANES):
+            target[lane] = source[lane] + h * slope[lane] + amplitude * kick[lane]
+    field(work[1], rows[2], params, work[2])
+    for c in range(x.shape[0]):
+        target, first, second, kick = x[c], work[0, c], work[2, c], z[c]
+        for lane in range(LANES):
+            target[lane] += 0.5 * h * (first[lane] + second[lane]) + amplitude * kick[lane]
+
+
+@inline
+def _rk4(field, x, rows, params, h, work):
+    """Classical Runge-Kutta."""
+    field(x, rows[0], params, work[0])
+    _axpy(x, 0.5 * h, work[0], work[4])
+    field(work[4], rows[1], params, work[1])
+    _axpy(x, 0.5 * h, work[1], work[4])
+    field(work[4], rows[1], params, work[2])
+    _axpy(x, h, work[2], work[4])
+    field(work[4], rows[2], params, work[3])
+    for c in range(x.shape[0]):
+        target, k1, k2, k3, k4 = x[c], work[0, c], work[1, c], work[2, c], work[3, c]
+        for lane in range(LANES):
+            target[lane] += h / 6.0 * (k1[lane] + 2.0 * (k2[lane] + k3[lane]) + k4[lane])
+
+
+@kernel(
+    types.void(field_pointer, vector, words, types.int64, types.int64, types.int64, tensor, vector, vector, integers, tensor)
+)
+def march(field, params, key, rule, first, last, rows, steps, amplitudes, slots, states):
+    """Carry ``states[0]`` (d, n) of blocks first ... last - 1 through all steps.
+
+    After step k the state is written to ``states[slots[k]]`` where ``slots[k] >= 0``.
+    """
+    dim = states.shape[1]
+    x, z, quad = np.empty((dim, LANES)), np.zeros((dim, LANES)), np.empty((4, LANES))
+    work = np.empty((5, dim, LANES))
+    for block in range(first, last):
+        offset = (block - first) * LANES
+        x[:, :] = states[0, :, offset : offset + LANES]
+        group = -1
+        for k in range(steps.size):
+            if amplitudes[k] > 0.0:
+                group = fill_rows(key, block * LANES, k, PATH, quad, group, z)
+            if rule == EULER:
+                _euler(field, x, rows[k], params, steps[k], amplitudes[k], z, work)
+            elif rule == HEUN:
+                _heun(field, x, rows[k], params, steps[k], amplitudes[k], z, work)
+            else:
+                _rk4(field, x, rows[k], params, steps[k], work)
+            if slots[k] >= 0:
+                states[slots[k], :, offset : offset + LANES] = x
+
+
+@kernel(types.void(field_pointer, vector, vector, matrix, matrix))
+def apply(field, params, row, x, out):
+    """One evaluation of a field at points x[d, n], n a multiple of LANES, into out[rows, n]."""
+    point, value = np.empty((x.shape[0], LANES)), np.empty((out.shape[0], LANES))
+    for block in range(x.shape[1] // LANES):
+        offset = block * LANES
+        point[:, :] = x[:, offset : offset + LANES]
+        field(point, row, params, value)
+        out[:, offset : offset + LANES] = value

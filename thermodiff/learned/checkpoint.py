@@ -1,0 +1,156 @@
+"""Weights on disk: ``<path>.safetensors`` with the tensors, ``<path>.json`` with what they belong to.
+
+Nothing is unpickled.  Both files are written under a temporary name and renamed, so that a crash leaves the old ones;
+the JSON holds the checksum of the tensors, so that two halves of different checkpoints are noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import nn
+
+from thermodiff.schedules import SCHEDULES, Schedule
+
+FORMAT = "thermodiff-weights-1"
+"""Name and version of the layout."""
+
+
+def save_weights(
+    net: nn.Module, path: str | PathLike[str], *, noise: Schedule | None = None, predicts: str | None = None
+) -> None:
+    """Save the weights and buffers of ``net``.
+
+    Parameters
+    ----------
+    net : Module
+        The network.
+    path : path
+        Without suffix: writes ``path.safetensors`` and ``path.json``; folders are made.
+    noise : Schedule, optional
+        The schedule of the training; default that of the network, if it knows one.
+    predicts : str, optional
+        What the network predicts; default its own ``predicts``.
+    """
+    weights, sidecar = _files(path)
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    content = save({name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()})
+    schedule = noise if noise is not None else getattr(net, "noise", None)
+    record = {
+        "format": FORMAT,
+        "network": type(net).__name__,
+        "arguments": getattr(net, "arguments", None),
+        "predicts": predicts if predicts is not None else getattr(net, "predicts", None),
+        "noise": None if schedule is None else schedule.to_dict(),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    _replace(weights, content)
+    _replace(sidecar, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def load_weights(net: nn.Module, path: str | PathLike[str]) -> dict[str, Any]:
+    """Load weights saved by `save_weights` into ``net``, in place, and set its schedule if it keeps one.
+
+    Parameters
+    ----------
+    net : Module
+        A network of the same class and arguments.
+    path : path
+        As given to `save_weights`.
+
+    Returns
+    -------
+    dict
+        The record beside the weights: "network", "arguments", "predicts", "noise" and the checksum.
+
+    Raises
+    ------
+    ValueError
+        A file is missing, damaged, or belongs to another network.
+    """
+    weights, sidecar = _files(path)
+    record = _record(sidecar)
+    content = _read(weights)
+    if hashlib.sha256(content).hexdigest() != record.get("sha256"):
+        raise ValueError(f"{weights} does not match the checksum in {sidecar.name}; it is damaged or from another run.")
+    expected, arguments = type(net).__name__, getattr(net, "arguments", None)
+    if record.get("network") != expected or record.get("arguments") != arguments:
+        raise ValueError(
+            f"{weights} holds {_described(record.get('network'), record.get('arguments'))}, "
+            f"the network given is {_described(expected, arguments)}; build the one that was saved."
+        )
+    schedule = _schedule(record.get("noise"), sidecar)
+    tensors = _tensors(content, weights)
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{weights} does not fit the network: {str(error).splitlines()[-1].strip()}") from None
+    if hasattr(net, "noise"):
+        net.noise = schedule  # pyright: ignore[reportArgumentType]
+    return record
+
+
+def _files(path: str | PathLike[str]) -> tuple[Path, Path]:
+    base = os.fspath(path).removesuffix(".safetensors").removesuffix(".json")
+    return Path(base + ".safetensors"), Path(base + ".json")
+
+
+def _replace(target: Path, content: bytes) -> None:
+    """Write a file at once: readers see the old or the new one."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{file} does not exist; give the path that train(checkpoint=) or save_weights had.") from None
+
+
+def _record(sidecar: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(_read(sidecar))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise ValueError(f"{sidecar} is not a JSON file; it is damaged or not written by thermodiff.") from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise ValueError(f"{sidecar} is not a weights record of format {FORMAT!r}; save the weights again.")
+    return record
+
+
+def _tensors(content: bytes, file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a safetensors file ({error}); save the weights again.") from None
+
+
+def _schedule(entry: Any, sidecar: Path) -> Schedule | None:
+    if entry is None:
+        return None
+    try:
+        parameters = dict(entry)
+        return SCHEDULES[parameters.pop("schedule")](**parameters)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{sidecar} names a schedule that cannot be built ({error}): {entry!r}.") from None
+
+
+def _described(network: Any, arguments: Any) -> str:
+    if not isinstance(arguments, dict):
+        return str(network)
+    return f"{network}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"

@@ -1,0 +1,202 @@
+"""A diffusion whose score is a network: what `thermodiff.account` measures on the learned path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from thermodiff._check import choice, count
+from thermodiff.accounting import Estimate
+from thermodiff.accounting.moments import Gram
+from thermodiff.accounting.quadrature import Widths
+from thermodiff.densities import Density, PointCloud, Samples
+from thermodiff.diffusion import Diffusion, accounting_window, noise_kl
+from thermodiff.kernels.tasks import at_points
+from thermodiff.learned.divergence import exact_divergence, hutchinson_divergence
+from thermodiff.learned.predict import PREDICTS, call, dimensionless_score
+from thermodiff.schedules import Row, Schedule
+
+FloatArray = npt.NDArray[np.float64]
+Key = npt.NDArray[np.uint32]
+
+
+class LearnedDiffusion:
+    """The diffusion of ``data`` under ``noise`` with a learned score.
+
+    Parameters
+    ----------
+    net : torch.nn.Module
+        Called as ``net(x, t)`` with x (n, d) in the type of its weights (float32 without weights) and t (n,); returns
+        (n, d).
+    data : density, Samples or (n, d) array
+        With a density the exact score is known, so that the ledger has "total" and "mismatch"; with samples of an
+        unknown law it has "medium" and "neural".  An array is taken as Samples.
+    noise : Schedule
+    predicts : {"entropy", "score", "eps", "x0", "v", "flow"}
+        What the network gives; see `thermodiff.learned.predict`.
+    batch : int
+        Samples in one call of the network.
+    """
+
+    def __init__(self, net: nn.Module, data: Any, noise: Schedule, *, predicts: str = "entropy", batch: int = 8192) -> None:
+        if not isinstance(noise, Schedule):
+            raise TypeError(f"LearnedDiffusion: noise must be a schedule (VP(), ...), got {type(noise).__name__}.")
+        if not callable(net):
+            raise TypeError(f"LearnedDiffusion: net must be a module called as net(x, t), got {type(net).__name__}.")
+        self.net = net
+        self.data: Density | Samples = data if isinstance(data, Density | Samples) else Samples(data)
+        self.noise = noise
+        self.predicts = choice("predicts", predicts, PREDICTS)
+        self.batch = count("batch", batch)
+
+    @property
+    def dim(self) -> int:
+        """Dimension d."""
+        return self.data.dim
+
+    @property
+    def concurrent(self) -> bool:
+        """Torch has threads of its own, and a module need not be safe to call from several."""
+        return False
+
+    @property
+    def second_moment(self) -> float | None:
+        """E|x_0|^2 of a density; unknown for samples."""
+        return self.data.second_moment if isinstance(self.data, Density) else None
+
+    @property
+    def widths(self) -> Widths:
+        """Reference Gaussians for the quadrature error."""
+        return self.data.widths if isinstance(self.data, Density) else []
+
+    @property
+    def clusters(self) -> int | None:
+        """Data points that serve several samples."""
+        return None if isinstance(self.data, Density) else self.data.points.shape[0]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Header of the ledger."""
+        record = {"data": self.data.label, "noise": self.noise.to_dict(), "schedule": self.noise.name}
+        return {**record, "score": "learned", "network": type(self.net).__name__, "predicts": self.predicts}
+
+    def conditional_moment(self, alpha: float, sigma: float) -> float:
+        """E|c|^2 with c = sigma times the score of x given what it was drawn from."""
+        return self.data.conditional_moment(alpha, sigma) if isinstance(self.data, Density) else float(self.dim)
+
+    def window(
+        self, lam: tuple[float, float] | None = None, times: tuple[float, float] | None = None
+    ) -> tuple[float, float]:
+        """The log-SNR window of an account; to be stated for samples, point clouds, SubVP and CondOT."""
+        singular = isinstance(self.data, Samples | PointCloud)
+        return accounting_window(self.noise, singular, self.data.label, lam, times)
+
+    def score(self, x: npt.ArrayLike, t: float) -> FloatArray:
+        """The learned score grad log p_theta at points (n, d) and time t; (n, d)."""
+        row = self.noise.at(float(self.noise.lam(t)))
+        points = np.asarray(x, dtype=np.float64)
+        with self._evaluating():
+            return self._dimensionless(points, row, None, None)[0] / float(row.sigma)
+
+    def gram(self, key: Key, node: int, row: Row, samples: int, divergence: str | None, chunk: int | None) -> Gram:
+        """Inner products of (x, c, b, b_theta) for the samples of one node."""
+        alpha, sigma = float(row.alpha), float(row.sigma)
+        x, c = self.data.draw(key, node, alpha, sigma, samples)
+        products = {"xx": _dot(x, x), "xc": _dot(x, c), "cc": _dot(c, c)}
+        b = None
+        if isinstance(self.data, Density):
+            exact, b = self._exact(x, c, alpha, sigma)
+            products |= exact
+        with self._evaluating():
+            learned, slope = self._dimensionless(x.T, row, divergence, (key, node))
+        e = learned.T
+        products |= {"xe": _dot(x, e), "ee": _dot(e, e)}
+        if b is not None:
+            products["eb"] = _dot(e, b)
+        if slope is not None:
+            products["ediv"] = sigma * slope
+        return products
+
+    def _exact(self, x: FloatArray, c: FloatArray, alpha: float, sigma: float) -> tuple[Gram, FloatArray]:
+        """Products with the exact score, and that score b (d, n)."""
+        assert isinstance(self.data, Density)
+        law, d = self.data.law, self.dim
+        rows = at_points(law.score, law.params, (alpha, sigma**2, 0.0, sigma), x.T, d + 2 + law.component_rows).T
+        b = rows[:d]
+        zero = rows[d + 2 :][law.common_rows(self.data.parts().weights)]
+        products = {"xb": _dot(x, b), "bb": _dot(b, b), "cb": _dot(c, b), "div": sigma * rows[d]}
+        return {**products, "logp": rows[d + 1], "zero": zero}, b
+
+    def _dimensionless(
+        self, x: FloatArray, row: Row, divergence: str | None, probe: tuple[Key, int] | None
+    ) -> tuple[FloatArray, FloatArray | None]:
+        """b_theta (n, d) in float64, and its divergence (n,) where asked for; in batches."""
+        scores, slopes = [], []
+        for number, first in enumerate(range(0, x.shape[0], self.batch)):
+            points = torch.from_numpy(np.ascontiguousarray(x[first : first + self.batch]))
+            field = _Field(self.net, self.predicts, row, self.noise)
+            if divergence is None or probe is None:
+                with torch.inference_mode():
+                    scores.append(field(points).cpu().numpy())
+            elif divergence == "exact":
+                value, slope = exact_divergence(field, points)
+                scores.append(value)
+                slopes.append(slope)
+            else:
+                value, slope = hutchinson_divergence(field, points, (*(int(word) for word in probe[0]), probe[1], number))
+                scores.append(value)
+                slopes.append(slope)
+        return np.concatenate(scores), np.concatenate(slopes) if slopes else None
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Dropout and the like off, and the module left as it was."""
+        training = getattr(self.net, "training", False)
+        if training:
+            self.net.eval()
+        try:
+            yield
+        finally:
+            if training:
+                self.net.train()
+
+    def fixed_rows(self, window: tuple[float, float], total: Estimate | None) -> dict[str, Estimate]:
+        """prior = KL(p_T || prior), where the law of the data is known."""
+        if not isinstance(self.data, Density):
+            return {}
+        return {"prior": noise_kl(self.data, self.noise, window[0])}
+
+    def check(self, window: tuple[float, float], key: Key) -> Callable[[], Estimate] | None:
+        """The oracle of "total", where the law of the data is known."""
+        return Diffusion(self.data, self.noise).check(window, key) if isinstance(self.data, Density) else None
+
+
+class _Field:
+    """x (n, d) in float64 -> b_theta (n, d) in float64, at one node."""
+
+    def __init__(self, net: nn.Module, predicts: str, row: Row, noise: Schedule) -> None:
+        self.net, self.predicts, self.row, self.noise = net, predicts, row, noise
+        weights = next(iter(net.parameters()), None) if isinstance(net, nn.Module) else None
+        self.dtype = torch.float32 if weights is None else weights.dtype
+        self.device = torch.device("cpu") if weights is None else weights.device
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.to(self.device)
+        t = torch.full((x.shape[0],), float(self.row.time), dtype=torch.float64, device=self.device)
+        output = call(self.net, x.to(self.dtype), t)
+        if not isinstance(output, torch.Tensor) or output.shape != x.shape:
+            got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+            raise ValueError(f"the network must return a tensor of the shape of x, {tuple(x.shape)}, got {got}.")
+        # The conversion is done in float64: at the ends of the window it subtracts large terms.
+        return dimensionless_score(self.predicts, output.to(torch.float64), x, self.row, self.noise)
+
+
+def _dot(one: FloatArray, two: FloatArray) -> FloatArray:
+    """Inner products of columns, (n,)."""
+    return np.einsum("dn,dn->n", one, two)

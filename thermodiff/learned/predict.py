@@ -1,0 +1,140 @@
+"""What a network may predict, and the dimensionless score b = sigma s that follows (s = grad log p_t).
+
+With x = alpha x_0 + sigma z, kappa = d ln alpha / d lam and a = sigma f / D = -(2 kappa / sigma) x:
+
+=========  =======================================  ======================================================
+predicts   output                                   b
+=========  =======================================  ======================================================
+entropy    e = s - f / D, entropy-matching control  sigma e + a
+score      s                                        sigma s
+eps        E[z | x]                                 -eps
+x0         E[x_0 | x]                               (alpha x0 - x) / sigma
+v          alpha z - (sigma / scale) x_0            -(alpha v + (sigma / scale) x) / (alpha**2 + sigma**2 / scale)
+flow       dx/dt = f - D s, per unit time           a - sigma flow / D
+=========  =======================================  ======================================================
+
+Plain arithmetic in the type given, for NumPy arrays and tensors alike.  At the data end sigma is small and ``x0`` loses
+its digits in alpha x0 - x: give float64 there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from thermodiff._check import choice
+from thermodiff.schedules import Row, Schedule
+
+PREDICTS = ("entropy", "score", "eps", "x0", "v", "flow")
+"""What a network may predict."""
+
+
+def tensor_row(row: Row, like: torch.Tensor, dtype: torch.dtype | None = None) -> Row:
+    """Make the scalars of each sample tensors that broadcast against ``like``.
+
+    Parameters
+    ----------
+    row : Row
+        NumPy scalars or arrays of shape (n,).
+    like : Tensor, shape (n, ...)
+        Gives the number of axes, the device and, unless ``dtype`` is given, the type.
+    dtype : torch.dtype, optional
+        Type of the result.
+
+    Returns
+    -------
+    Row
+        Tensors of shape (n, 1, ...).  The time stays float64, since 1 - t loses its digits in float32.
+    """
+    shape = (-1,) + (1,) * (like.ndim - 1)
+
+    def convert(values: Any, kind: torch.dtype) -> Any:
+        return torch.as_tensor(np.asarray(values), dtype=kind, device=like.device).reshape(shape)
+
+    kind = like.dtype if dtype is None else dtype
+    return Row(
+        convert(row.lam, kind),
+        convert(row.time, torch.float64),
+        convert(row.alpha, kind),
+        convert(row.sigma, kind),
+        convert(row.growth, kind),
+    )
+
+
+def call(net: Any, x: torch.Tensor, t: torch.Tensor) -> Any:
+    """Call ``net(x, t)`` with times in the type of ``x``, or in float64 for a network that says ``double_time``."""
+    return net(x, t if getattr(net, "double_time", False) else t.to(x.dtype))
+
+
+def drift_term(x: Any, row: Row) -> Any:
+    """Give a = sigma f / D, the dimensionless drift; shape of ``x``."""
+    return (-2.0 * row.growth / row.sigma) * x
+
+
+def dimensionless_score(predicts: str, output: Any, x: Any, row: Row, noise: Schedule) -> Any:
+    """Find the dimensionless score b = sigma s from what the network gives.
+
+    Parameters
+    ----------
+    predicts : str
+        One of "entropy", "score", "eps", "x0", "v", "flow".
+    output, x : array or Tensor, shape (n, ...)
+        Output of the network, and its input in data units.
+    row : Row
+        Scalars, or arrays that broadcast against ``x``: `tensor_row` makes them.
+    noise : Schedule
+        Gives the scale (for "v") and the diffusivity (for "flow").
+
+    Returns
+    -------
+    array or Tensor
+        b, shape of ``x``.
+    """
+    choice("predicts", predicts, PREDICTS)
+    if predicts == "entropy":
+        return row.sigma * output + drift_term(x, row)
+    if predicts == "score":
+        return row.sigma * output
+    if predicts == "eps":
+        return -output
+    if predicts == "x0":
+        return (row.alpha * output - x) / row.sigma
+    if predicts == "v":
+        turn = row.sigma / _scale(noise)
+        return -(row.alpha * output + turn * x) / (row.alpha**2 + row.sigma * turn)
+    return drift_term(x, row) - (row.sigma / _diffusivity(row, noise)) * output
+
+
+def target(predicts: str, b: Any, x: Any, row: Row, noise: Schedule) -> Any:
+    """Find what a network of the given kind must put out at ``x`` for the dimensionless score ``b``.
+
+    The inverse of `dimensionless_score`, with the same arguments.
+    """
+    choice("predicts", predicts, PREDICTS)
+    if predicts == "entropy":
+        return (b - drift_term(x, row)) / row.sigma
+    if predicts == "score":
+        return b / row.sigma
+    if predicts == "eps":
+        return -b
+    if predicts == "x0":
+        return (x + row.sigma * b) / row.alpha
+    if predicts == "v":
+        return -row.alpha * b - (row.sigma / _scale(noise)) * (x + row.sigma * b) / row.alpha
+    return (_diffusivity(row, noise) / row.sigma) * (drift_term(x, row) - b)
+
+
+def _scale(noise: Schedule) -> float:
+    return float(getattr(noise, "scale", 1.0))
+
+
+def _diffusivity(row: Row, noise: Schedule) -> Any:
+    """D(t) in the type of ``row.sigma``, from the time in float64."""
+    time: Any = row.time
+    sigma: Any = row.sigma
+    if not isinstance(time, torch.Tensor):
+        return noise.diffusivity(time)
+    value = noise.diffusivity(time.detach().cpu().numpy())
+    return torch.as_tensor(value, dtype=sigma.dtype, device=sigma.device)

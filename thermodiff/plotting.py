@@ -1,0 +1,76 @@
+"""Pictures of ledgers; matplotlib is imported on first use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from thermodiff.accounting import Ledger
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {
+    "total": "#1f4e79", "system": "#2a9d8f", "medium": "#e9a23b", "neural": "#c1440e", "mismatch": "#7a5195",
+    "residual": "#888888",
+}  # fmt: skip
+
+
+def plot(
+    ledger: Ledger,
+    rows: tuple[str, ...] | None = None,
+    *,
+    per: str = "lam",
+    ax: Axes | None = None,
+    errors: float = 2.0,
+    **style: Any,
+) -> Axes:
+    """Draw the rates of a ledger with their error bands.
+
+    Parameters
+    ----------
+    ledger : Ledger
+    rows : tuple of str, optional
+        Rows to draw; by default total, system and medium of an exact score, total, neural and mismatch of a learned one.
+    per : {"lam", "t"}
+        Rates per unit of log-SNR over log-SNR, or per unit of time over time.
+    ax : matplotlib Axes, optional
+        Where to draw; a new figure by default.
+    errors : float
+        Half-width of the bands in standard errors.
+    **style
+        Passed to ``Axes.plot``.
+
+    Returns
+    -------
+    matplotlib Axes
+    """
+    if not isinstance(ledger, Ledger):
+        raise TypeError(f"plot: it draws a Ledger, got {type(ledger).__name__}.")
+    if ax is None:
+        ax = _new_axes()
+    if rows is None:
+        wanted = ("total", "neural", "mismatch") if "neural" in ledger.samples else ("total", "system", "medium")
+        rows = tuple(row for row in wanted if row in ledger.samples)
+    x = ledger.lam if per == "lam" else ledger.times
+    order = np.argsort(x)
+    for row in rows:
+        rate, error = ledger.rate(row, per=per)[order], ledger.error(row, per=per)[order]
+        options = {"label": row, "color": COLOURS.get(row), **style}
+        (line,) = ax.plot(x[order], rate, **options)
+        ax.fill_between(
+            x[order], rate - errors * error, rate + errors * error, color=line.get_color(), alpha=0.25, linewidth=0
+        )
+    ax.set_xlabel("log-SNR  λ   (noise → data)" if per == "lam" else "time  t   (data → noise)")
+    ax.set_ylabel("nats per unit of λ" if per == "lam" else "nats per unit of t")
+    ax.legend(frameon=False)
+    return ax
+
+
+def _new_axes() -> Axes:
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        raise ImportError("plotting needs matplotlib; install it with: pip install 'thermodiff[plot]'") from None
+    return pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")[1]

@@ -92,9 +92,9 @@ def seed_words(rng: Any) -> npt.NDArray[np.uint32]:
     if isinstance(rng, np.random.Generator):
         return rng.integers(0, 2**32, size=2, dtype=np.uint32)
     if isinstance(rng, np.random.SeedSequence):
-        return rng.generate_state(2)
-    if rng is None or (isinstance(rng, Integral) and not isinstance(rng, bool) and rng >= 0):
-        return np.random.SeedSequence(None if rng is None else int(rng)).generate_state(2)
+        return rng.generate_state(2).astype(np.uint32)
+    if rng is None or (isinstance(rng, Integral) and not isinstance(rng, bool) and int(rng) >= 0):
+        return np.random.SeedSequence(None if rng is None else int(rng)).generate_state(2).astype(np.uint32)
     raise TypeError(f"rng must be a non-negative integer, a SeedSequence, a Generator or None, got {rng!r}.")
 
 

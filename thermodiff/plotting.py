@@ -48,8 +48,7 @@ def plot(
     """
     if not isinstance(ledger, Ledger):
         raise TypeError(f"plot: it draws a Ledger, got {type(ledger).__name__}.")
-    if ax is None:
-        ax = _new_axes()
+    axes: Axes = _new_axes() if ax is None else ax
     if rows is None:
         wanted = ("total", "neural", "mismatch") if "neural" in ledger.samples else ("total", "system", "medium")
         rows = tuple(row for row in wanted if row in ledger.samples)
@@ -58,14 +57,14 @@ def plot(
     for row in rows:
         rate, error = ledger.rate(row, per=per)[order], ledger.error(row, per=per)[order]
         options = {"label": row, "color": COLOURS.get(row), **style}
-        (line,) = ax.plot(x[order], rate, **options)
-        ax.fill_between(
+        (line,) = axes.plot(x[order], rate, **options)
+        axes.fill_between(
             x[order], rate - errors * error, rate + errors * error, color=line.get_color(), alpha=0.25, linewidth=0
         )
-    ax.set_xlabel("log-SNR  λ   (noise → data)" if per == "lam" else "time  t   (data → noise)")
-    ax.set_ylabel("nats per unit of λ" if per == "lam" else "nats per unit of t")
-    ax.legend(frameon=False)
-    return ax
+    axes.set_xlabel("log-SNR  λ   (noise → data)" if per == "lam" else "time  t   (data → noise)")
+    axes.set_ylabel("nats per unit of λ" if per == "lam" else "nats per unit of t")
+    axes.legend(frameon=False)
+    return axes
 
 
 def _new_axes() -> Axes:

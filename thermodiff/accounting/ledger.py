@@ -103,9 +103,11 @@ class Ledger:
 
         It is computed when first asked for, and kept.
         """
-        if callable(self.check):
-            object.__setattr__(self, "check", self._with_z(self.check()))
-        return self.check
+        if isinstance(self.check, Estimate) or self.check is None:
+            return self.check
+        oracle = self._with_z(self.check())
+        object.__setattr__(self, "check", oracle)
+        return oracle
 
     def __str__(self) -> str:
         from thermodiff.accounting.report import text

@@ -36,7 +36,7 @@ class Entry:
     def record(self, exact: Ledger | None) -> dict[str, Any]:
         """The entry as written to ledgers.json."""
         full = self.ledger.to_dict()
-        record = {"schedule": self.schedule, "score": self.score, "data": self.data}
+        record: dict[str, Any] = {"schedule": self.schedule, "score": self.score, "data": self.data}
         record |= {name: full[name] for name in ("window", "totals", "about", "samples", "key")}
         record["nodes"] = len(full["lam"])
         if self.score == "exact":
@@ -101,8 +101,7 @@ def _window(problem: Problem, noise: Schedule, lam: tuple[float, float] | None) 
 
 def _require_torch() -> None:
     try:
-        import safetensors  # noqa: F401
-        import torch  # noqa: F401
+        import thermodiff.learned  # noqa: F401
     except ImportError:
         raise ImportError(
             "the learned part needs torch and safetensors; install them with: pip install 'thermodiff[learned]' "

@@ -92,7 +92,7 @@ def _digits() -> FloatArray:
         from sklearn.datasets import load_digits
     except ImportError:
         raise ImportError("--data digits needs scikit-learn; install it with: pip install 'thermodiff[learned]'") from None
-    return np.asarray(load_digits().data, dtype=np.float64) / 16.0
+    return np.asarray(load_digits(return_X_y=True)[0], dtype=np.float64) / 16.0
 
 
 def _read_mixture(path: Path) -> GaussianMixture:

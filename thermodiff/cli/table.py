@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -39,7 +40,7 @@ class Column(Protocol):
     def ledger(self) -> Ledger: ...
 
 
-def show(console: Console, entries: list[Column], out: Path) -> None:
+def show(console: Console, entries: Sequence[Column], out: Path) -> None:
     """Print one table per schedule."""
     for name in dict.fromkeys(entry.schedule for entry in entries):
         group = [entry for entry in entries if entry.schedule == name]
@@ -51,7 +52,7 @@ def show(console: Console, entries: list[Column], out: Path) -> None:
     console.print(f"written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}", highlight=False)
 
 
-def _table(name: str, group: list[Column]) -> Table:
+def _table(name: str, group: Sequence[Column]) -> Table:
     ledger = group[0].ledger
     low, high = ledger.window
     title = f"{name}: {ledger.about['data']}\nwindow λ = {low:.3f} … {high:.3f} (log-SNR), {ledger.lam.size} nodes"

@@ -81,7 +81,8 @@ def _by_cubature(part: Part, overlap: Responsibility, alpha: float, sigma: float
             others = others @ part.axes[k].T
         others = others / widths[k]
         inside = [point for point in others if np.all(np.abs(point) < 9.0)]
-        result = cubature(integrand, [-9.0] * dim, [9.0] * dim, rtol=0.0, atol=1e-10, points=inside, max_subdivisions=2000)
+        edge, tolerance = np.full(dim, 9.0), dict[str, Any](rtol=0.0, atol=1e-10)
+        result = cubature(integrand, -edge, edge, points=inside, max_subdivisions=2000, **tolerance)
         value += weight * float(result.estimate)
         error += weight * float(result.error)
     return Estimate(value, error)

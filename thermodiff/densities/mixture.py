@@ -119,7 +119,7 @@ class Gaussian(GaussianMixture):
         if (std is None) == (cov is None):
             raise ValueError("Gaussian: give either std= or cov=.")
         if cov is None:
-            super().__init__(mean[None, :], stds=[std] if np.ndim(std) == 0 else std)
+            super().__init__(mean[None, :], stds=np.atleast_1d(np.asarray(std)))
         else:
             super().__init__(mean[None, :], covs=array("cov", cov, "(d, d)", 2)[None, :, :])
 

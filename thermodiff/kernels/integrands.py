@@ -114,9 +114,18 @@ def draws(draw, key, first, last, node, scalars, params, x, c):
 
 @kernel(
     types.void(
-        draw_pointer, field_pointer, words, types.int64, types.int64, types.int64, types.float64, types.float64, vector, matrix
+        draw_pointer,
+        field_pointer,
+        words,
+        types.int64,
+        types.int64,
+        types.int64,
+        types.float64,
+        types.float64,
+        vector,
+        matrix,
     )
-)  # fmt: skip
+)
 def gram(draw, field, key, first, last, node, alpha, sigma, params, out):
     """Inner products and extra rows of blocks first ... last - 1 at one node; ``out[row, n]``.
 

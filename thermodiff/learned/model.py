@@ -157,14 +157,15 @@ class LearnedDiffusion:
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Dropout and the like off, and the module left as it was."""
-        training = getattr(self.net, "training", False)
-        if training:
-            self.net.eval()
+        net = self.net
+        if not isinstance(net, nn.Module) or not net.training:
+            yield
+            return
+        net.eval()
         try:
             yield
         finally:
-            if training:
-                self.net.train()
+            net.train()
 
     def fixed_rows(self, window: tuple[float, float], total: Estimate | None) -> dict[str, Estimate]:
         """prior = KL(p_T || prior), where the law of the data is known."""

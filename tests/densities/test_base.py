@@ -1,0 +1,86 @@
+"""What every law offers, by definition."""
+
+import numpy as np
+import pytest
+from scipy.linalg import block_diag
+from truths import BIM1
+
+from thermodiff import Density, Gaussian, GaussianMixture, PointCloud, paper_mixture
+
+FULL = GaussianMixture(
+    [[-1.0, 0.0], [1.0, 0.5]], covs=[[[1.0, 0.6], [0.6, 0.5]], [[0.2, -0.1], [-0.1, 0.9]]], weights=[0.35, 0.65]
+)
+LAWS = {
+    "BIM-1": GaussianMixture(**BIM1.columns),
+    "full": FULL,
+    "Gaussian": Gaussian([1.0, 0.0, 2.0], std=0.4),
+    "paper": paper_mixture(3),
+    "cloud": PointCloud(np.random.default_rng(0).normal(size=(9, 2))),
+}
+each = pytest.mark.parametrize("name", LAWS)
+
+
+@each
+def test_a_law_is_a_density(name: str) -> None:
+    assert isinstance(LAWS[name], Density)
+    assert LAWS[name].singular == (name == "cloud")
+
+
+@each
+def test_conditional_moment_is_the_mean_square_of_the_component_score(name: str) -> None:
+    law, alpha, sigma, n = LAWS[name], 0.8, 0.6, 100_000
+    part, rng = law.parts(), np.random.default_rng(1)
+    k = rng.choice(part.weights.size, size=n, p=part.weights)
+    variances = np.broadcast_to(alpha**2 * part.variances + sigma**2, (part.weights.size, law.dim))
+    # sigma times the score of N(0, v) at a draw of it: variance sigma^2 / v on each principal axis.
+    squares = np.sum(sigma**2 / variances[k] * rng.standard_normal((n, law.dim)) ** 2, axis=1)
+    z = (squares.mean() - law.conditional_moment(alpha, sigma)) / (squares.std() / np.sqrt(n))
+    assert abs(z) < 4.0
+
+
+@each
+def test_widths_describe_the_whole_and_the_components(name: str) -> None:
+    law = LAWS[name]
+    (one, spectrum), (weights, eigenvalues) = law.widths
+    np.testing.assert_array_equal(one, [1.0])
+    np.testing.assert_allclose(np.sort(spectrum[0]), np.linalg.eigvalsh(law.covariance()), rtol=1e-10, atol=1e-14)
+    assert weights.sum() == pytest.approx(1.0, rel=1e-14)
+    assert eigenvalues.shape == (weights.size, law.dim)
+
+
+def test_parts_rebuild_the_covariances() -> None:
+    part = FULL.parts()
+    rebuilt = np.einsum("kja,kj,kjb->kab", part.axes, part.variances, part.axes)
+    np.testing.assert_allclose(rebuilt, [[[1.0, 0.6], [0.6, 0.5]], [[0.2, -0.1], [-0.1, 0.9]]], atol=1e-14)
+    np.testing.assert_allclose(part.axes @ part.axes.transpose(0, 2, 1), np.tile(np.eye(2), (2, 1, 1)), atol=1e-14)
+
+
+@each
+def test_smoothing_twice_is_smoothing_once(name: str) -> None:
+    """log p of alpha x_0 + sigma z at alpha = 1 is that of the law with broader components."""
+    law = LAWS[name]
+    if law.singular:
+        broader = GaussianMixture(law.parts().means, stds=0.5)
+    else:
+        part = law.parts()
+        axes = np.tile(np.eye(law.dim), (part.weights.size, 1, 1)) if part.axes is None else part.axes
+        variances = np.broadcast_to(part.variances, part.means.shape) + 0.25
+        broader = GaussianMixture(
+            part.means, covs=np.einsum("kja,kj,kjb->kab", axes, variances, axes), weights=part.weights
+        )
+    x = np.random.default_rng(2).normal(0, 2, (50, law.dim))
+    np.testing.assert_allclose(law.log_prob(x, sigma=0.5), broader.log_prob(x), rtol=1e-12, atol=1e-12)
+
+
+def test_independent_coordinates_add_up() -> None:
+    a, b = np.array([[1.0, 0.3], [0.3, 0.5]]), np.array([[0.2]])
+    joint = Gaussian([1.0, 0.0, 2.0], cov=block_diag(a, b))
+    x = np.random.default_rng(3).normal(size=(40, 3))
+    parts = Gaussian([1.0, 0.0], cov=a).log_prob(x[:, :2]) + Gaussian([2.0], cov=b).log_prob(x[:, 2:])
+    np.testing.assert_allclose(joint.log_prob(x), parts, rtol=1e-12)
+
+
+def test_rare_components_get_no_control_variates() -> None:
+    law = GaussianMixture([[0.0], [1.0], [2.0]], stds=0.5, weights=[0.6, 0.395, 0.005])
+    assert law.law.component_rows == 6
+    assert law.law.common_rows(law.parts().weights).tolist() == [True, True, True, True, False, False]

@@ -1,0 +1,147 @@
+"""Draws of x_t with their component scores, and the fused kernel against plain NumPy on the same draws."""
+
+import numpy as np
+import pytest
+from packed_laws import LAWS, Packed
+from truths import mixture_oracle
+
+
+from thermodiff.kernels.integrands import GRAM, draws, gram
+from thermodiff.kernels.jit import LANES
+
+KEY = np.array([2024, 7], dtype=np.uint32)
+ALPHA, SIGMA = 0.8, 0.6
+DEVIATIONS = 4.0
+
+laws = pytest.mark.parametrize("law", LAWS.values(), ids=LAWS.keys())
+mixtures = pytest.mark.parametrize("name", [name for name in LAWS if not name.startswith("cloud")])
+
+
+def drawn(law: Packed, blocks: int, node: int = 3, first: int = 0, key: np.ndarray = KEY) -> tuple[np.ndarray, np.ndarray]:
+    """x and c as (n, d)."""
+    x = np.empty((law.dim, blocks * LANES))
+    c = np.empty_like(x)
+    draws(law.draw, key, first, first + blocks, node, np.array([ALPHA, SIGMA]), law.params, x, c)
+    return x.T, c.T
+
+
+def fused(law: Packed, blocks: int, extra: int, node: int = 3, first: int = 0) -> np.ndarray:
+    out = np.empty((len(GRAM) + extra, blocks * LANES))
+    gram(law.draw, law.score, KEY, first, first + blocks, node, ALPHA, SIGMA, law.params, out)
+    return out
+
+
+def extra_rows(law: Packed) -> int:
+    return 2 + (2 * law.weights.size if np.any(law.covs) else 0)
+
+
+@laws
+def test_fused_products_equal_plain_numpy_on_the_same_draws(law: Packed) -> None:
+    x, c = drawn(law, 3)
+    exact = mixture_oracle(x, law.weights, law.means, law.covs, ALPHA, SIGMA)
+    b = SIGMA * exact.score
+    found = dict(zip((*GRAM, "div", "logp"), fused(law, 3, extra_rows(law)), strict=False))
+    expected = {
+        "xx": x * x, "xc": x * c, "cc": c * c, "xb": x * b, "bb": b * b, "cb": c * b,
+    }  # fmt: skip
+    for name, terms in expected.items():
+        np.testing.assert_allclose(found[name], terms.sum(axis=1), rtol=1e-11, atol=1e-11 * np.abs(terms).max(), err_msg=name)
+    size = (b * b).sum(axis=1).max() + law.dim
+    np.testing.assert_allclose(found["div"], SIGMA**2 * exact.divergence, rtol=0.0, atol=1e-11 * size)
+    np.testing.assert_allclose(found["logp"], exact.log_prob, rtol=1e-11, atol=1e-11)
+
+
+@mixtures
+def test_component_rows_follow(name: str) -> None:
+    law = LAWS[name]
+    x, _ = drawn(law, 2)
+    exact = mixture_oracle(x, law.weights, law.means, law.covs, ALPHA, SIGMA)
+    rows = fused(law, 2, extra_rows(law))[len(GRAM) + 2 :]
+    np.testing.assert_allclose(rows[0::2].T, exact.responsibilities - law.weights, rtol=0.0, atol=1e-12)
+    size = np.abs(exact.squares).max()
+    np.testing.assert_allclose(rows[1::2].T, exact.responsibilities * exact.squares, rtol=0.0, atol=1e-12 * size)
+
+
+@mixtures
+def test_component_rows_have_mean_zero(name: str) -> None:
+    rows = fused(LAWS[name], 80, extra_rows(LAWS[name]))[len(GRAM) + 2 :]
+    spread = rows.std(axis=1, ddof=1) / np.sqrt(rows.shape[1])
+    # One component: r - w is zero identically.
+    z = np.divide(rows.mean(axis=1), spread, out=np.zeros_like(spread), where=spread > 1e-13)
+    assert np.all(np.abs(rows.mean(axis=1)[spread <= 1e-13]) < 1e-12)
+    assert np.abs(z).max() < DEVIATIONS
+
+
+@laws
+def test_draws_have_the_mean_and_covariance_of_the_law(law: Packed) -> None:
+    n = 400 * LANES
+    x, _ = drawn(law, 400)
+    mean = ALPHA * law.weights @ law.means
+    gaps = ALPHA * law.means - mean
+    cov = np.einsum("k,kij->ij", law.weights, ALPHA**2 * law.covs) + np.einsum("k,ki,kj->ij", law.weights, gaps, gaps)
+    cov = cov + SIGMA**2 * np.eye(law.dim)
+    z = (x.mean(axis=0) - mean) / np.sqrt(np.diag(cov) / n)
+    assert np.abs(z).max() < DEVIATIONS
+    centred = x - mean
+    for i in range(law.dim):
+        for j in range(i + 1):
+            products = centred[:, i] * centred[:, j]
+            assert abs(products.mean() - cov[i, j]) < DEVIATIONS * products.std() / np.sqrt(n)
+
+
+@laws
+def test_c_is_the_score_given_the_component(law: Packed) -> None:
+    """c equals sigma times the score of one component of the mixture, for every sample."""
+    x, c = drawn(law, 2)
+    options = np.stack([
+        -SIGMA * np.linalg.solve(ALPHA**2 * cov + SIGMA**2 * np.eye(law.dim), (x - ALPHA * mean).T).T
+        for mean, cov in zip(law.means, law.covs, strict=True)
+    ])  # fmt: skip
+    distance = np.abs(options - c).max(axis=2).min(axis=0)
+    assert distance.max() < 1e-12 * (1.0 + np.abs(options).max())
+
+
+@laws
+def test_the_conditional_mean_of_c_is_b(law: Packed) -> None:
+    """E c = E b and E x.c = E x.b: the control variates rest on this."""
+    x, c = drawn(law, 200)
+    b = SIGMA * mixture_oracle(x, law.weights, law.means, law.covs, ALPHA, SIGMA).score
+    for gap in [*(c - b).T, np.sum(x * (c - b), axis=1), np.sum(b * (c - b), axis=1)]:
+        assert abs(gap.mean()) <= DEVIATIONS * gap.std() / np.sqrt(gap.size) + 1e-14
+
+
+@laws
+def test_components_are_chosen_by_their_weights(law: Packed) -> None:
+    """Chi-squared of the number of draws that each component owns; ownership read off c."""
+    if law.weights.size == 1:
+        np.testing.assert_array_equal(law.weights, [1.0])
+        return
+    n = 100 * LANES
+    x, c = drawn(law, 100)
+    options = np.stack([
+        -SIGMA * np.linalg.solve(ALPHA**2 * cov + SIGMA**2 * np.eye(law.dim), (x - ALPHA * mean).T).T
+        for mean, cov in zip(law.means, law.covs, strict=True)
+    ])  # fmt: skip
+    owner = np.abs(options - c).max(axis=2).argmin(axis=0)
+    counts = np.bincount(owner, minlength=law.weights.size)
+    expected = n * law.weights
+    chi2, freedom = np.sum((counts - expected) ** 2 / expected), law.weights.size - 1
+    assert abs(chi2 - freedom) < DEVIATIONS * np.sqrt(2.0 * freedom) + 4.0
+
+
+def test_nodes_and_blocks_give_independent_draws() -> None:
+    law = LAWS["isotropic, two components, d = 1"]
+    first, other = drawn(law, 200, node=0)[0][:, 0], drawn(law, 200, node=1)[0][:, 0]
+    scale = np.sqrt(first.size) / (first.std() * other.std())
+    assert abs(np.mean((first - first.mean()) * (other - other.mean())) * scale) < DEVIATIONS
+    shifted = drawn(law, 200, node=0, first=200)[0][:, 0]
+    assert abs(np.mean((first - first.mean()) * (shifted - shifted.mean())) * scale) < DEVIATIONS
+
+
+@laws
+def test_a_range_of_blocks_is_a_slice_of_the_whole(law: Packed) -> None:
+    whole = fused(law, 6, extra_rows(law))
+    parts = [fused(law, size, extra_rows(law), first=first) for first, size in ((0, 1), (1, 3), (4, 2))]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+
+

@@ -1,0 +1,86 @@
+"""Flags, compilation at first use, one machine code, the cache stamp, and pickling by name."""
+
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from packed_laws import LAWS
+
+import thermodiff
+from thermodiff.kernels import integrands, jit, march, scores
+from thermodiff.kernels.jit import LANES
+
+SOURCES = sorted(Path(jit.__file__).parent.glob("*.py"))
+
+
+def test_flags_keep_rounding_tricks_and_nan_checks() -> None:
+    assert jit.FLAGS["fastmath"] == {"contract", "nsz", "arcp"}
+    assert jit.FLAGS["error_model"] == "numpy"
+    assert jit.FLAGS["nogil"] is True
+
+
+@pytest.mark.parametrize("name", [path.name for path in SOURCES])
+def test_the_cache_stamp_depends_on_every_kernel_source(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in SOURCES:
+        shutil.copy(path, tmp_path)
+    monkeypatch.setattr(jit, "__file__", str(tmp_path / "jit.py"))
+    before = jit._source_stamp()
+    with open(tmp_path / name, "a") as file:
+        file.write("# changed\n")
+    assert jit._source_stamp() != before
+
+
+def test_the_cache_stamp_is_that_of_the_sources_and_is_handed_to_numba() -> None:
+    assert jit._STAMP == jit._source_stamp()
+    assert march.march.dispatcher._cache._cache_file._source_stamp == jit._STAMP
+
+
+def test_nothing_is_compiled_at_import() -> None:
+    code = (
+        "from thermodiff.kernels import integrands, march, philox, scores\n"
+        "from thermodiff.kernels.jit import Kernel\n"
+        "found = [v for m in (integrands, march, philox, scores) for v in vars(m).values() if isinstance(v, Kernel)]\n"
+        "assert len(found) >= 10, len(found)\n"
+        "assert all(kernel._dispatcher is None for kernel in found)\n"
+    )
+    root = Path(thermodiff.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+def test_one_machine_code_for_all_fields() -> None:
+    """Integrator and Gram kernel are compiled once, whatever law they carry."""
+    key = np.array([1, 2], dtype=np.uint32)
+    codes = set()
+    for law in LAWS.values():
+        gram_out = np.empty((8, LANES))
+        integrands.gram(law.draw, law.score, key, 0, 1, 0, 0.7, 0.5, law.params, gram_out)
+        states = np.zeros((2, law.dim, LANES))
+        rows = np.tile([0.7, 0.25, 0.1, 0.1], (2, 3, 1))
+        march.march(
+            law.score, law.params, key, march.HEUN, 0, 1, rows, np.full(2, 0.1), np.full(2, 0.1), np.array([-1, 1]), states
+        )
+        assert np.all(np.isfinite(gram_out))
+        assert np.all(np.isfinite(states))
+        codes.add((id(integrands.gram.dispatcher), id(march.march.dispatcher)))
+    assert len(codes) == 1
+    assert len(march.march.dispatcher.signatures) == 1
+    assert len(integrands.gram.dispatcher.signatures) == 1
+
+
+def test_a_kernel_refuses_other_types_instead_of_recompiling() -> None:
+    with pytest.raises(TypeError, match="No matching definition"):
+        scores.isotropic_score(np.zeros((1, LANES), np.float32), np.zeros(4), np.zeros(4), np.zeros((1, LANES)))
+
+
+def test_a_kernel_travels_by_name() -> None:
+    assert pickle.loads(pickle.dumps(scores.isotropic_score)) is scores.isotropic_score
+    assert len(pickle.dumps(scores.isotropic_score)) < 200
+
+
+def test_a_kernel_keeps_name_and_docstring() -> None:
+    assert scores.isotropic_score.__name__ == "isotropic_score"
+    assert "mixture of isotropic Gaussians" in scores.isotropic_score.__doc__

@@ -86,7 +86,8 @@ def account(
     rng : int, SeedSequence, Generator or None
         Fixes every draw: the same ``rng``, ``nodes`` and window give exact and learned ledgers the same draws.
     lam, times : (float, float), optional
-        The window, in log-SNR or in time; the default is that of the schedule (see `Schedule.window`).
+        The window, in log-SNR or in time.  The default is that of the schedule (see `Schedule.window`) and stands for the
+        whole process: errors then include the little that lies beyond it.
     divergence : {"exact", "hutchinson"}, optional
         Also measure "residual" = E v.s + E div v, zero for a true score.
     executor : concurrent.futures.Executor, optional
@@ -124,7 +125,8 @@ def account(
             integrals[name] = integrals.get(name, 0.0) + weights[k] * values
         if progress is not None:
             progress(k + 1, nodes)
-    quadrature = _quadrature(source, window, node_lam, weights, integrals)
+    open_ended = lam is None and (times is None or times[0] == 0.0)
+    quadrature = _quadrature(source, window, node_lam, weights, integrals, open_ended)
     ledger = Ledger(
         samples=integrals,
         rates=table.means,
@@ -204,12 +206,13 @@ def _quadrature(
     lam: FloatArray,
     weights: FloatArray,
     integrals: dict[str, FloatArray],
+    open_ended: bool,
 ) -> dict[str, float]:
-    """Quadrature error of each row; that of the total stands for learned rows, in proportion to their size."""
+    """Deterministic error of each row; that of the total stands for learned rows, in proportion to their size."""
     moment = source.second_moment
     if moment is None or not source.widths or "total" not in integrals:
         return {}
-    errors = quadrature_errors(source.noise, window, lam, weights, moment, source.widths)
+    errors = quadrature_errors(source.noise, window, lam, weights, moment, source.widths, open_ended=open_ended)
     total = float(np.mean(integrals["total"]))
     for name in {"neural", "mismatch"} & set(integrals):
         errors[name] = errors["total"] * abs(float(np.mean(integrals[name])) / total) if total else 0.0

@@ -46,17 +46,16 @@ def draw_isotropic(key, path, node, alpha, sigma, params, x, c):
     fill_rows(key, path, node, START, quad, -1, x)
     fill_rows(key, path, node, NOISE, quad, -1, c)
     _choose(key, path, node, cumulative, quad, chosen)
-    width, weight = np.empty(LANES), np.empty(LANES)
-    for lane in range(LANES):
-        variance = variances[chosen[lane]]
-        width[lane] = alpha * np.sqrt(variance)
-        weight[lane] = -sigma / (alpha * alpha * variance + sigma * sigma)
+    # Square roots and divisions once per component, not per lane.
+    widths = alpha * np.sqrt(variances)
+    weights = -sigma / (alpha * alpha * variances + sigma * sigma)
     for i in range(dim):
         xi, ci = x[i], c[i]
         for lane in range(LANES):
-            offset = width[lane] * xi[lane] + sigma * ci[lane]
-            xi[lane] = alpha * means[chosen[lane], i] + offset
-            ci[lane] = weight[lane] * offset
+            k = chosen[lane]
+            offset = widths[k] * xi[lane] + sigma * ci[lane]
+            xi[lane] = alpha * means[k, i] + offset
+            ci[lane] = weights[k] * offset
 
 
 @kernel(draw_signature)

@@ -117,20 +117,21 @@ def account(
     key = seed_words(rng)
     node_lam, weights = gauss_legendre(*window, nodes)
     row = source.noise.at(node_lam)
-    table, integrals = _Table(nodes), dict[str, FloatArray]()
-    work = partial(_measure_node, source, key, row, samples, divergence, chunk)
-    for k, here in enumerate(in_order(work, nodes, executor, concurrent=source.concurrent)):
+    rates, rate_errors, integrals = _Table(nodes), _Table(nodes), dict[str, FloatArray]()
+    work = partial(_measure_node, source, key, row, weights, samples, divergence, chunk)
+    for k, (here, means, errors) in enumerate(in_order(work, nodes, executor, concurrent=source.concurrent)):
+        rates.put(k, means)
+        rate_errors.put(k, errors)
         for name, values in here.items():
-            table.put(name, k, float(np.mean(values)), standard_error(values, source.clusters))
-            integrals[name] = integrals.get(name, 0.0) + weights[k] * values
+            integrals[name] = integrals[name] + values if name in integrals else values
         if progress is not None:
             progress(k + 1, nodes)
     open_ended = lam is None and (times is None or times[0] == 0.0)
     quadrature = _quadrature(source, window, node_lam, weights, integrals, open_ended)
     ledger = Ledger(
         samples=integrals,
-        rates=table.means,
-        rate_errors=table.errors,
+        rates=rates.rows,
+        rate_errors=rate_errors.rows,
         lam=node_lam,
         times=row.time,
         weights=weights,
@@ -147,9 +148,16 @@ def account(
 
 
 def _measure_node(
-    source: Source, key: Key, row: Row, samples: int, divergence: str | None, chunk: int | None, k: int
-) -> dict[str, FloatArray]:
-    """Rows of one node, (n,) each, with reduced variance."""
+    source: Source,
+    key: Key,
+    row: Row,
+    weights: FloatArray,
+    samples: int,
+    divergence: str | None,
+    chunk: int | None,
+    k: int,
+) -> tuple[dict[str, FloatArray], dict[str, float], dict[str, float]]:
+    """Weighted rows of one node, (n,) each, with reduced variance; their means and standard errors without weight."""
     here_row = Row(*(float(values[k]) for values in row))
     gram = source.gram(key, k, here_row, samples, divergence, chunk)
     _require_finite(gram, here_row)
@@ -158,7 +166,10 @@ def _measure_node(
     # The residual tests the identities that the controls rest on: it stays as drawn.
     names = [name for name in here if name != "residual"]
     adjusted = reduce_variance(np.array([here[name] for name in names]), controls(gram, node))
-    return {**here, **dict(zip(names, adjusted, strict=True))}
+    here |= dict(zip(names, adjusted, strict=True))
+    means = {name: float(np.mean(values)) for name, values in here.items()}
+    errors = {name: standard_error(values, source.clusters) for name, values in here.items()}
+    return {name: weights[k] * values for name, values in here.items()}, means, errors
 
 
 def _node(source: Source, row: Row) -> Node:
@@ -173,16 +184,15 @@ def _node(source: Source, row: Row) -> Node:
 
 
 class _Table:
-    """Mean and standard error of each row at each node."""
+    """Numbers of each row at each node."""
 
     def __init__(self, nodes: int) -> None:
         self.nodes = nodes
-        self.means: dict[str, FloatArray] = {}
-        self.errors: dict[str, FloatArray] = {}
+        self.rows: dict[str, FloatArray] = {}
 
-    def put(self, name: str, k: int, mean: float, error: float) -> None:
-        self.means.setdefault(name, np.zeros(self.nodes))[k] = mean
-        self.errors.setdefault(name, np.zeros(self.nodes))[k] = error
+    def put(self, k: int, numbers: dict[str, float]) -> None:
+        for name, number in numbers.items():
+            self.rows.setdefault(name, np.zeros(self.nodes))[k] = number
 
 
 def _lam_per_time(noise: Schedule, row: Row) -> FloatArray:

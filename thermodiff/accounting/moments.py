@@ -103,6 +103,9 @@ SAMPLES_PER_CONTROL = 20
 MOST_LEVERAGE = 0.2
 """A control whose spread rests on one sample to this degree (a rare component) is left out: its fit is an accident."""
 
+RIDGE = 1e-11
+"""Added to the correlation matrix of the controls."""
+
 
 def reduce_variance(values: FloatArray, zero_mean: list[Control]) -> FloatArray:
     """Subtract fitted multiples of the control variates.
@@ -124,30 +127,25 @@ def reduce_variance(values: FloatArray, zero_mean: list[Control]) -> FloatArray:
     zero_mean = zero_mean[: half // SAMPLES_PER_CONTROL]
     if not zero_mean:
         return values
-    halves = slice(half), slice(half, None)
+    table = np.array([control for control, _ in zero_mean] + list(values))
+    sizes = np.array([size for _, size in zero_mean])
     adjusted = values.copy()
-    for here, other in (halves, halves[::-1]):
-        usable = [control for control, size in zero_mean if _usable(control[other], size)]
-        if usable:
-            coefficients = _fit(values[:, other], np.array([control[other] for control in usable]))
-            adjusted[:, here] -= coefficients @ np.array([control[here] for control in usable])
+    for here, other in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):
+        adjusted[:, here] -= _fit(table[:, other], sizes) @ table[: sizes.size, here]
     return adjusted
 
 
-def _usable(control: FloatArray, size: float) -> bool:
-    square = float(control @ control)
-    peak = max(float(control.max()), -float(control.min()))
+def _fit(table: FloatArray, sizes: FloatArray) -> FloatArray:
+    """Least-squares coefficients (rows, controls); ``table`` holds the controls, then the rows to be explained."""
+    count, n = sizes.size, table.shape[1]
+    products, means = table @ table.T / n, table.mean(axis=1)
+    squares = np.diag(products)[:count]
+    peaks = np.maximum(table[:count].max(axis=1), -table[:count].min(axis=1))
     # A combination that vanishes up to rounding has no known mean.
-    return square > control.size * (1e-9 * size) ** 2 and peak**2 < MOST_LEVERAGE * square
-
-
-def _fit(values: FloatArray, matrix: FloatArray) -> FloatArray:
-    """Least-squares coefficients (rows, controls), without the directions in which the controls are dependent."""
-    n = values.shape[1]
-    gram = matrix @ matrix.T / n
-    scale = 1.0 / np.sqrt(np.diag(gram))
-    centre = scale * matrix.mean(axis=1)
-    eigenvalues, vectors = np.linalg.eigh(np.outer(scale, scale) * gram - np.outer(centre, centre))
-    kept = eigenvalues > 1e-11 * eigenvalues[-1]
-    covariance = scale * (values @ matrix.T) / n - np.outer(values.mean(axis=1), centre)
-    return scale * ((covariance @ vectors[:, kept] / eigenvalues[kept]) @ vectors[:, kept].T)
+    usable = (squares > (1e-9 * sizes) ** 2) & (peaks**2 < MOST_LEVERAGE * n * squares)
+    scale = np.where(usable, 1.0 / np.sqrt(np.where(usable, squares, 1.0)), 0.0)
+    covariance = products - np.outer(means, means)
+    gram = scale[:, None] * covariance[:count, :count] * scale
+    # The ridge keeps dependent controls from cancelling each other with large coefficients.
+    gram[np.diag_indices(count)] += RIDGE + (~usable)
+    return scale * np.linalg.solve(gram, scale[:, None] * covariance[:count, count:]).T

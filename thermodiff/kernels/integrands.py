@@ -1,9 +1,9 @@
 """Draws of x_t and the per-sample inner products from which every row of the ledger is made.
 
 At a node with scalars (alpha, sigma) the kernel draws x = alpha x_0 + sigma z, evaluates b = sigma grad log p_t(x), and
-keeps inner products of x, b and c.  Here c = sigma grad log p_t(x | k) is the score of the one
-component k that x was drawn from; E[c | x] = b, which makes c the source of the control variates.  For a point cloud
-c = -z.  All rates are linear in these numbers.  Draw, score and products are fused: a sample costs no other memory.
+keeps inner products of x, b and c.  Here c = sigma grad log p_t(x | k) is the score of the one component k that x was
+drawn from; E[c | x] = b, which makes c the source of control variates.  For a point cloud c = -z.  All rates are linear in
+these numbers.  Draw, score and products are fused: a sample costs no other memory.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numba import types
 
 from thermodiff.kernels.jit import LANES, field_pointer, inline, kernel, matrix, vector, words
-from thermodiff.kernels.philox import COMPONENT, NOISE, START, fill_rows, fill_uniforms
+from thermodiff.kernels.philox import COMPONENT, NOISE, fill_rows, fill_uniforms
 from thermodiff.kernels.scores import cloud_parts, full_parts, isotropic_parts
 
 GRAM = ("xx", "xc", "cc", "xb", "bb", "cb")
@@ -41,21 +41,19 @@ def _choose(key, path, node, cumulative, quad, chosen):
 def draw_isotropic(key, path, node, alpha, sigma, params, x, c):
     """x_t and component score for a mixture of isotropic Gaussians."""
     _, cumulative, variances, means = isotropic_parts(params)
-    dim = means.shape[1]
     quad, chosen = np.empty((4, LANES)), np.empty(LANES, np.int64)
-    fill_rows(key, path, node, START, quad, -1, x)
     fill_rows(key, path, node, NOISE, quad, -1, c)
     _choose(key, path, node, cumulative, quad, chosen)
-    # Square roots and divisions once per component, not per lane.
-    widths = alpha * np.sqrt(variances)
-    weights = -sigma / (alpha * alpha * variances + sigma * sigma)
-    for i in range(dim):
+    # Within a component x_t is Gaussian: one normal per coordinate stands for x_0 and z together.
+    widths = np.sqrt(alpha * alpha * variances + sigma * sigma)
+    slopes = -sigma / widths
+    for i in range(means.shape[1]):
         xi, ci = x[i], c[i]
         for lane in range(LANES):
             k = chosen[lane]
-            offset = widths[k] * xi[lane] + sigma * ci[lane]
-            xi[lane] = alpha * means[k, i] + offset
-            ci[lane] = weights[k] * offset
+            normal = ci[lane]
+            xi[lane] = alpha * means[k, i] + widths[k] * normal
+            ci[lane] = slopes[k] * normal
 
 
 @kernel(draw_signature)
@@ -64,20 +62,19 @@ def draw_full(key, path, node, alpha, sigma, params, x, c):
     _, cumulative, means, eigenvalues, axes = full_parts(params)
     dim = means.shape[1]
     quad, chosen = np.empty((4, LANES)), np.empty(LANES, np.int64)
-    start, noise_rows = np.empty((dim, LANES)), np.empty((dim, LANES))
-    fill_rows(key, path, node, START, quad, -1, start)
-    fill_rows(key, path, node, NOISE, quad, -1, noise_rows)
+    normals = np.empty((dim, LANES))
+    fill_rows(key, path, node, NOISE, quad, -1, normals)
     _choose(key, path, node, cumulative, quad, chosen)
+    widths = np.sqrt(alpha * alpha * eigenvalues + sigma * sigma)
     for lane in range(LANES):
         k = chosen[lane]
         for i in range(dim):
             x[i, lane] = alpha * means[k, i]
             c[i, lane] = 0.0
-        # In the principal axes of the component; the noise is isotropic, so it may be drawn there.
+        # In the principal axes of the component.
         for j in range(dim):
-            variance = eigenvalues[k, j]
-            offset = alpha * np.sqrt(variance) * start[j, lane] + sigma * noise_rows[j, lane]
-            slope = -sigma * offset / (alpha * alpha * variance + sigma * sigma)
+            offset = widths[k, j] * normals[j, lane]
+            slope = -sigma / widths[k, j] * normals[j, lane]
             for i in range(dim):
                 x[i, lane] += axes[k, j, i] * offset
                 c[i, lane] += axes[k, j, i] * slope

@@ -1,0 +1,239 @@
+"""Training batches: what they weigh, where their draws come from."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from thermodiff.densities import Gaussian, GaussianMixture, Samples
+from thermodiff.learned.batches import UNIFORM_EDGE, Batch, LamProposal, Source, batches, lam_rows, time_rows
+from thermodiff.learned.networks import torch_generator
+from thermodiff.schedules import VE, VP, Cosine, Schedule, StraightLine, SubVP
+
+SCHEDULES = [VP(), VP(scale=0.1), StraightLine(scale=0.1), VE(), SubVP(), Cosine(scale=2.0)]
+QUANTILES = (np.arange(200_000) + 0.5) / 200_000
+
+
+def proposal(noise: Schedule, window: tuple[float, float] = (-6.0, 8.0), variances: Any = (1.5, 0.2)) -> LamProposal:
+    return LamProposal(noise, *window, np.array(variances))
+
+
+# The proposal
+
+
+@pytest.mark.parametrize("noise", SCHEDULES, ids=lambda noise: noise.name)
+@pytest.mark.parametrize("variances", [(1.0,), (25.0, 1e-4, 0.0)])
+def test_proposal_is_a_density(noise: Schedule, variances: tuple[float, ...]) -> None:
+    law = proposal(noise, (-6.0, 8.0), variances)
+    width = 14.0 / law.density.size
+    assert law.density.sum() * width == pytest.approx(1.0, rel=1e-12)
+    assert law.density.min() >= 0.15 / 14.0 * (1.0 - 1e-12)  # no weight above 1 / 0.15 of the uniform one
+    lam, density = law(QUANTILES)
+    assert lam.min() >= -6.0
+    assert lam.max() <= 8.0
+    counts = np.histogram(lam, law.edges)[0] / QUANTILES.size
+    np.testing.assert_allclose(counts, law.density * width, atol=2.0 / QUANTILES.size)
+    inside = np.abs((lam - law.edges[0]) / width % 1.0 - 0.5) < 0.499
+    cell = ((lam - law.edges[0]) / width).astype(int)
+    assert np.array_equal(density[inside], law.density[cell[inside]])
+
+
+def test_ends_of_the_quantiles() -> None:
+    law = proposal(VP())
+    lam, density = law(np.array([0.0, np.nextafter(1.0, 0.0), 1.0]))
+    np.testing.assert_allclose(lam, [-6.0, 8.0, 8.0], atol=1e-9)
+    np.testing.assert_array_equal(density, law.density[[0, -1, -1]])
+
+
+def test_data_that_does_not_vary() -> None:
+    with pytest.raises(ValueError, match="the data does not vary; there is nothing to learn"):
+        proposal(VP(), variances=(0.0, 0.0))
+
+
+# Weights: the mean of weight times f is an integral
+
+
+@pytest.mark.parametrize("noise", SCHEDULES, ids=lambda noise: noise.name)
+def test_likelihood_weight_in_lam(noise: Schedule) -> None:
+    """Half the integral over lam, whatever the proposal."""
+    row, weights = lam_rows(noise, proposal(noise), True, QUANTILES)
+    for f, integral in ((np.ones_like, 14.0), (np.cos, np.sin(8.0) + np.sin(6.0)), (np.square, (512.0 + 216.0) / 3.0)):
+        assert np.mean(weights * f(row.lam)) == pytest.approx(0.5 * integral, rel=2e-4)
+    np.testing.assert_allclose(noise.lam(row.time[::1000]), row.lam[::1000], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("noise", SCHEDULES, ids=lambda noise: noise.name)
+def test_no_weight_in_lam(noise: Schedule) -> None:
+    """Without weight the mean is the integral over t: dt = sigma^2 / (2 D) dlam."""
+    row, weights = lam_rows(noise, proposal(noise), False, QUANTILES)
+    late, early = noise.time(-6.0), noise.time(8.0)
+    assert np.mean(weights) == pytest.approx(late - early, rel=2e-4)
+    assert np.mean(weights * row.time) == pytest.approx(0.5 * (late**2 - early**2), rel=2e-4)
+
+
+@pytest.mark.parametrize("noise", [VP(), VP(scale=0.1), VE()], ids=lambda noise: noise.name)
+def test_times_uniform(noise: Schedule) -> None:
+    row, ones = time_rows(noise, False, QUANTILES)
+    assert np.all(ones == 1.0)
+    np.testing.assert_allclose(row.time, UNIFORM_EDGE + (1.0 - 2.0 * UNIFORM_EDGE) * QUANTILES, rtol=1e-15)
+    np.testing.assert_allclose(row.sigma, noise.sigma(row.time), rtol=1e-9)
+    np.testing.assert_allclose(row.alpha, noise.alpha(row.time), rtol=1e-9)
+    # D / sigma^2 = -dlam/dt / 2: its mean is half the width in lam of the times that are covered.
+    inner = QUANTILES[QUANTILES > 0.01]
+    row, weights = time_rows(noise, True, inner)
+    step = (1.0 - 2.0 * UNIFORM_EDGE) / QUANTILES.size
+    edges = noise.lam(np.array([row.time[0] - 0.5 * step, row.time[-1] + 0.5 * step]))
+    assert np.sum(weights) * step == pytest.approx(0.5 * (edges[0] - edges[1]), rel=1e-5)
+
+
+# The source
+
+
+def test_source_of_an_array() -> None:
+    points = np.random.default_rng(0).normal(2.0, 3.0, (7, 3))
+    source = Source(points)
+    assert source.shape == (3,)
+    drawn = source.draw(1000, np.random.default_rng(1))
+    assert drawn.dtype == torch.float32
+    rows = {tuple(row) for row in points.astype(np.float32).tolist()}
+    assert {tuple(row) for row in drawn.tolist()} == rows
+    mean, covariance = source.moments()
+    np.testing.assert_allclose(mean, points.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(covariance, np.cov(points.T, bias=True), rtol=1e-5)
+    np.testing.assert_allclose(np.sort(source.variances()), np.linalg.eigvalsh(covariance), rtol=1e-6)
+
+
+def test_source_of_one_coordinate() -> None:
+    source = Source(np.array([[0.0], [2.0]]))
+    np.testing.assert_allclose(source.moments()[1], [[1.0]])
+    np.testing.assert_allclose(source.variances(), [1.0])
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        Gaussian([1.0, 2.0], cov=[[2.0, 0.5], [0.5, 1.0]]),
+        GaussianMixture([[0.0, 1.0], [3.0, 0.0]], stds=[0.2, 0.4]),
+        Samples([[0.0, 1.0], [2.0, 3.0], [5.0, -1.0]]),
+    ],
+    ids=lambda law: type(law).__name__,
+)
+def test_source_of_a_law(law: Any) -> None:
+    source = Source(law)
+    assert source.shape == (2,)
+    drawn = source.draw(40_000, np.random.default_rng(2)).double().numpy()
+    mean, covariance = source.moments()
+    np.testing.assert_array_equal(mean, law.mean())
+    np.testing.assert_array_equal(covariance, law.covariance())
+    assert np.all(np.abs(drawn.mean(0) - mean) < 4.0 * np.sqrt(np.diag(covariance) / 40_000))
+    np.testing.assert_allclose(np.cov(drawn.T), covariance, rtol=0.05, atol=0.05 * np.trace(covariance))
+    np.testing.assert_allclose(source.variances(), np.linalg.eigvalsh(covariance))
+
+
+def test_source_of_images() -> None:
+    images = np.random.default_rng(0).random((20, 1, 24, 24)).astype(np.float32)
+    source = Source(images)
+    assert source.shape == (1, 24, 24)
+    # Beyond 512 coordinates single variances stand for the spectrum; their sum is the same.
+    assert source.variances().shape == (576,)
+    np.testing.assert_allclose(source.variances(), images.reshape(20, -1).var(0), rtol=1e-4)
+    small = Source(images[:, :, :4, :4])
+    assert small.variances().sum() == pytest.approx(np.trace(small.moments()[1]), rel=1e-6)
+
+
+def test_float32_images_are_not_copied() -> None:
+    images = np.zeros((3, 1, 2, 2), dtype=np.float32)
+    source = Source(images)
+    images[:] = 7.0
+    assert float(source.draw(1, np.random.default_rng(0)).max()) == 7.0
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (np.zeros(3), r"data must have shape \(n, d\) or \(n, channels, height, width\), got \(3,\)"),
+        (np.zeros((2, 3, 4)), r"got \(2, 3, 4\)"),
+        (np.zeros((0, 3)), "data is empty"),
+        (np.full((2, 1, 2, 2), np.nan, dtype=np.float32), "data holds 8 values that are nan"),
+        ("mixture", "data must"),
+    ],
+)
+def test_source_refuses(data: Any, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        Source(data)
+
+
+# The batches
+
+
+def stream(batch: int, pairs: bool, seed: int = 0, data: Any = None) -> Any:
+    source = Source(Gaussian([0.0, 0.0], std=1.0) if data is None else data)
+    rows = partial(lam_rows, VP(), proposal(VP(), variances=(1.0,)), True)
+    return batches(source, rows, batch, pairs, np.random.default_rng(seed), torch_generator(seed), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 9, 64])
+@pytest.mark.parametrize("pairs", [True, False])
+def test_shapes(batch: int, pairs: bool) -> None:
+    for got in islice(stream(batch, pairs), 3):
+        assert isinstance(got, Batch)
+        assert got.x0.shape == got.z.shape == (batch, 2)
+        assert got.weights.shape == (batch,)
+        assert all(value.shape == (batch, 1) for value in got.row)
+        assert got.x0.dtype == got.z.dtype == got.weights.dtype == got.row.sigma.dtype == torch.float32
+        assert got.row.time.dtype == torch.float64
+
+
+@pytest.mark.parametrize("batch", [8, 9])
+def test_pairs(batch: int) -> None:
+    """(x_0, z) and (x_0, -z) at one lam; one lam in each of equal shares of the proposal."""
+    law = proposal(VP(), variances=(1.0,))
+    half = (batch + 1) // 2
+    for got in islice(stream(batch, True), 5):
+        rest = batch - half
+        assert torch.equal(got.x0[:rest], got.x0[half:])
+        assert torch.equal(got.z[:rest], -got.z[half:])
+        assert torch.equal(got.row.lam[:rest], got.row.lam[half:])
+        assert torch.equal(got.weights[:rest], got.weights[half:])
+        quantiles = np.interp(got.row.lam[:half, 0].double().numpy(), law.edges, law.cumulative)
+        assert np.array_equal((quantiles * half + 1e-5).astype(int), np.arange(half))
+
+
+def test_without_pairs_all_is_independent() -> None:
+    got = next(stream(4000, False))
+    assert len(torch.unique(got.x0[:, 0])) == 4000
+    assert len(torch.unique(got.z[:, 0])) == 4000
+    assert len(torch.unique(got.row.lam)) > 3990
+    columns = torch.stack([got.x0[:, 0], got.x0[:, 1], got.z[:, 0], got.z[:, 1], got.row.lam[:, 0]]).numpy()
+    gaps = np.corrcoef(columns) - np.eye(5)
+    assert np.abs(gaps).max() < 4.0 / np.sqrt(4000)
+
+
+def test_batches_differ_and_seeds_fix_them() -> None:
+    one, two, other = (list(islice(stream(16, True, seed), 4)) for seed in (1, 1, 2))
+    for a, b, c in zip(one, two, other, strict=True):
+        assert torch.equal(a.x0, b.x0)
+        assert torch.equal(a.z, b.z)
+        assert torch.equal(a.row.lam, b.row.lam)
+        assert not torch.equal(a.z, c.z)
+        assert not torch.equal(a.x0, c.x0)
+    assert not torch.equal(one[0].x0, one[1].x0)
+    assert not torch.equal(one[0].z, one[1].z)
+    assert not torch.equal(one[0].row.lam, one[1].row.lam)
+
+
+def test_more_batches_than_one_draw_of_data() -> None:
+    """Data come in chunks of 2^18 numbers: the stream goes on beyond the first."""
+    images = np.random.default_rng(0).random((5, 1, 64, 64)).astype(np.float32)
+    rows = partial(lam_rows, VP(), proposal(VP()), True)
+    source = Source(images)
+    endless = batches(source, rows, 32, False, np.random.default_rng(0), torch_generator(0), torch.device("cpu"))
+    got = list(islice(endless, 5))
+    assert [entry.x0.shape for entry in got] == [(32, 1, 64, 64)] * 5
+    assert got[0].row.sigma.shape == (32, 1, 1, 1)
+    assert not torch.equal(got[0].z, got[4].z)

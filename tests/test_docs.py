@@ -1,0 +1,69 @@
+"""The programs in README and guide run, and print what is shown beneath them, numbers apart."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NUMBER = re.compile(r"[-+]?\d[\d_,.]*(e[-+]?\d+)?")
+LINK = re.compile(r"\]\(([^)#]+)(?:#([\w-]+))?\)")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def words(text: str) -> str:
+    """The text with numbers and runs of blanks made equal."""
+    return " ".join(NUMBER.sub("#", text).split())
+
+
+def anchors(page: Path) -> set[str]:
+    """Names that the headings of a page give to links."""
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
+def test_programs_run_and_print_what_is_shown(page, tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    monkeypatch.chdir(tmp_path)
+    blocks = BLOCK.findall((ROOT / page).read_text())
+    assert any(language == "python" for language, _ in blocks)
+    # Classes that a program defines look for their module: give it one.
+    namespace = {"__name__": "__main__"}
+    for (language, code), (below, shown) in zip(blocks, [*blocks[1:], ("", "")], strict=True):
+        if language != "python":
+            continue
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, page, "exec"), namespace)
+        if below == "text":
+            assert words(printed.getvalue()) == words(shown)
+    pyplot = namespace.get("td") and pytest.importorskip("matplotlib.pyplot")
+    if pyplot:
+        pyplot.close("all")
+
+
+def test_readme_has_the_two_commands_that_set_up():
+    lines = [line.strip() for line in (ROOT / "README.md").read_text().splitlines()]
+    assert "pip install -c constraints.txt '.[learned,plot]' && thermodiff entropy" in lines
+    assert "pip install -c constraints.txt '.[dev]' && pytest" in lines
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target, anchor in LINK.findall(page.read_text()):
+        if "://" in target:
+            continue
+        file = (page.parent / target).resolve()
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
+
+
+def test_index_links_every_page():
+    targets = {(ROOT / "docs" / target).resolve() for target, _ in LINK.findall((ROOT / "docs" / "index.md").read_text())}
+    assert {page.resolve() for page in PAGES if page.name != "index.md"} <= targets

@@ -12,7 +12,7 @@ PLANE = td.GaussianMixture([[-2.0, 0.0], [2.0, 0.0]], stds=[0.8, 0.9], weights=[
 TILTED = td.GaussianMixture(
     [[-1.0, 0.0], [1.0, 0.5]], covs=[[[1.0, 0.6], [0.6, 0.5]], [[0.2, -0.1], [-0.1, 0.9]]], weights=[0.35, 0.65]
 )
-CLOUD = td.PointCloud(np.random.default_rng(0).normal(size=(6, 2)))
+CLOUD = td.PointCloud([[-1.2], [-0.4], [-0.1], [0.3], [0.9], [1.6]])
 
 
 def exact_rows(data: td.Density, noise: Schedule, window: tuple[float, float]) -> dict[str, float]:

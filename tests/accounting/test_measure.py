@@ -92,6 +92,15 @@ def test_every_row_in_a_stated_window(data: td.Density, noise: td.Schedule, wind
     assert abs(ledger.oracle.z) < 4.0
 
 
+@pytest.mark.parametrize(("noise", "window"), [(td.VP(), (-7.0, 6.0)), (td.CondOT(), (-5.0, 6.0))], ids=["VP", "CondOT"])
+def test_a_point_cloud_in_space_agrees_with_its_oracle(noise: td.Schedule, window: tuple[float, float]) -> None:
+    cloud = td.PointCloud(np.random.default_rng(0).normal(size=(40, 3)))
+    ledger = td.account(Diffusion(cloud, noise), lam=window, nodes=32, samples=4000, rng=6)
+    assert abs(ledger.oracle.z) < 4.0
+    assert ledger.total("total").error < 0.005 * ledger.total("total").value
+    assert abs(ledger.total("residual").value) < 4.0 * ledger.total("residual").error
+
+
 def test_a_point_cloud_needs_a_window() -> None:
     for keywords in ({}, {"times": (0.0, 1.0)}):
         with pytest.raises(ValueError, match=r"PointCloud.* grows without bound.*state the window, e\.g\. lam="):

@@ -84,7 +84,7 @@ def test_the_reduced_error_is_smaller() -> None:
 
 def test_the_reduced_value_agrees_with_the_plain_one_within_its_error() -> None:
     """Over 200 seeds the RMS deviation from a long run is the reported error."""
-    gram, node = sample(1_000_000, seed=999)
+    gram, node = sample(400_000, seed=999)
     truth = np.mean(rows(gram, node)["total"] - _fit_on_itself(rows(gram, node)["total"], controls(gram, node)))
     z = []
     for seed in range(200):
@@ -106,7 +106,7 @@ def _fit_on_itself(values: np.ndarray, zero_mean) -> np.ndarray:
 def test_a_control_that_explains_everything_leaves_nothing() -> None:
     u = np.random.default_rng(0).standard_normal(1000)
     adjusted = reduce_variance(np.array([3.0 + 2.0 * u]), [(u, 1.0)])
-    np.testing.assert_allclose(adjusted, 3.0, rtol=0.0, atol=1e-12)
+    np.testing.assert_allclose(adjusted, 3.0, rtol=0.0, atol=1e-9)
 
 
 def test_controls_without_spread_or_resting_on_one_sample_are_left_out() -> None:

@@ -5,7 +5,7 @@ import pytest
 from scipy.integrate import quad
 from truths import BIM1, BIM2, Mixture
 
-from thermodiff import Gaussian, GaussianMixture, paper_mixture
+from thermodiff import Gaussian, GaussianMixture, PointCloud, paper_mixture
 from thermodiff.densities.entropy import smoothed_entropy
 
 FULL = GaussianMixture(
@@ -106,6 +106,13 @@ def test_a_component_far_away_adds_the_entropy_of_the_choice() -> None:
     each = np.array([np.log(2 * np.pi * np.e), np.log(2 * np.pi * np.e * 4.0)])
     choice = -0.25 * np.log(0.25) - 0.75 * np.log(0.75)
     assert law.entropy().value == pytest.approx(0.25 * each[0] + 0.75 * each[1] + choice, abs=1e-10)
+
+
+@pytest.mark.slow
+def test_quadrature_converges_for_a_small_cloud_in_the_plane() -> None:
+    cloud = PointCloud(np.random.default_rng(0).normal(size=(6, 2)))
+    found = cloud.entropy(alpha=0.7, sigma=0.7)
+    assert found.error < 1e-8
 
 
 def test_identical_components_count_as_one() -> None:

@@ -60,7 +60,7 @@ def test_hutchinson_is_unbiased_for_a_nonlinear_field() -> None:
 
 
 def test_hutchinson_is_exact_for_a_diagonal_slope() -> None:
-    values, slopes = hutchinson_divergence(lambda x: x**3, torch.from_numpy(POINTS), (9,))
+    slopes = hutchinson_divergence(lambda x: x**3, torch.from_numpy(POINTS), (9,))[1]
     np.testing.assert_allclose(slopes, 3.0 * np.square(POINTS).sum(1), rtol=1e-13)
 
 
@@ -89,7 +89,7 @@ def test_surroundings_are_left_alone(method) -> None:
     points = torch.from_numpy(POINTS.copy())
     weight = torch.nn.Parameter(torch.eye(4, dtype=torch.float64))
     with torch.no_grad():
-        values, slopes = method(lambda x: x @ weight, points)
+        slopes = method(lambda x: x @ weight, points)[1]
         assert not torch.is_grad_enabled()
     np.testing.assert_allclose(slopes, 4.0, rtol=1e-14)
     assert weight.grad is None

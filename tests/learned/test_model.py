@@ -201,7 +201,7 @@ def test_scaled_control(noise: Schedule, window: tuple[float, float] | None, c: 
 @pytest.mark.parametrize(("noise", "total"), [(VP(), 0.570159781595), (VP(scale=0.1), 81.723883306)])
 def test_scaled_control_against_the_closed_form(noise: Schedule, total: float, c: float) -> None:
     law = GaussianMixture(**BIM1.columns)
-    learned = learned_ledger(Exact(law, noise, change=lambda e: c * e), noise, data=law, nodes=64, samples=4096)
+    learned = learned_ledger(Exact(law, noise, change=lambda e: c * e), noise, data=law, nodes=48, samples=2048)
     assert learned.total("neural").error < 0.02 * c**2 * total
     assert z_score(learned, "neural", c**2 * total) < 4.0
     assert z_score(learned, "mismatch", (1.0 - c) ** 2 * total) < 4.0
@@ -283,10 +283,14 @@ def test_residual_of_an_exact_score(noise: Schedule) -> None:
     np.testing.assert_allclose(plain.samples["neural"], ledgers["exact"].samples["neural"], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.xfail(reason="without divergence= the row is that of the exact score, under the name of the network")
+def test_residual_is_of_the_network() -> None:
+    """A learned ledger must not report the zero of the exact score for a network that is 10 % off."""
+    ledger = learned_ledger(Peaks(VP(), 1.1), VP(), (-6.0, 6.0), predicts="score", samples=2000, nodes=16)
+    assert "residual" not in ledger.rows or z_score(ledger, "residual", 0.0) > 4.0
+
+
 def test_residual_without_divergence() -> None:
-    ledger = learned_ledger(Peaks(VP()), VP(), predicts="score")
-    # What there is belongs to the exact score, which is known here.
-    assert z_score(ledger, "residual", 0.0) < 4.0
     neural = learned_ledger(Peaks(VP()), VP(), (-4.0, 4.0), data=Samples(LAW.sample(64, 0)), predicts="score")
     with pytest.raises(KeyError, match='divergence="exact"'):
         neural.total("residual")
@@ -296,21 +300,15 @@ def test_residual_without_divergence() -> None:
 def test_residual_of_a_score_too_large(divergence: str) -> None:
     """b_theta = f b gives ((1 - f) q sigma d + (f - f^2) E|b|^2) / 2 per unit of lam."""
     noise, window, f = VP(), (-6.0, 6.0), 1.1
-    learned = learned_ledger(
-        Peaks(noise, f), noise, window, predicts="score", divergence=divergence, samples=4096, nodes=32
-    )
+    learned = learned_ledger(Peaks(noise, f), noise, window, predicts="score", divergence=divergence, samples=2048, nodes=20)
     estimate = learned.total("residual")
     assert abs(estimate.value) > 4.0 * estimate.error
-    lam, weights = learned.lam, learned.weights
-    row = noise.at(lam)
-    drawn = np.random.default_rng(5).standard_normal((40_000, 2))
-    clean = LAW.sample(40_000, 6)
-    square = [
-        np.mean(np.sum((s * LAW.score(a * clean + s * drawn, alpha=a, sigma=s)) ** 2, 1))
-        for a, s in zip(row.alpha, row.sigma, strict=True)
-    ]
-    rate = 0.5 * ((1.0 - f) * -2.0 * row.growth * 2 + (f - f * f) * np.array(square))
-    assert z_score(learned, "residual", float(weights @ rate), rounding=2e-3) < 4.0
+    # E|b|^2 from the row "system" of other draws: (E|b|^2 + q sigma d) / 2 per unit of lam.
+    system, row = exact_ledger(noise, window, samples=4096, nodes=20, rng=9), noise.at(learned.lam)
+    drift = -2.0 * row.growth * 2  # q sigma d
+    square = 2.0 * system.rate("system", per="lam") - drift
+    expected = float(learned.weights @ (0.5 * ((1.0 - f) * drift + (f - f * f) * square)))
+    assert z_score(learned, "residual", expected, rounding=4.0 * f * (f - 1.0) * system.total("system").error) < 4.0
 
 
 @pytest.mark.xfail(raises=RuntimeError, reason="autograd refuses an output that does not depend on x; its divergence is 0")

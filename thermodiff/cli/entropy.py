@@ -112,18 +112,19 @@ def _require_torch() -> None:
 def _train(
     problem: Problem, noise: Schedule, window: tuple[float, float], steps: int, seed: int, quiet: bool, name: str
 ) -> Any:
-    from thermodiff.learned import ControlMLP, train
+    from thermodiff.learned import ControlMLP, torch_threads, train
 
     if not quiet:
         print(f"{name}: training a ControlMLP for {steps} steps", file=sys.stderr)
     net = ControlMLP(problem.law.dim, rng=seed)
-    return train(net, problem.train, noise, steps=steps, rng=seed, lam=window, progress=not quiet)
+    with torch_threads(1):
+        return train(net, problem.train, noise, steps=steps, rng=seed, lam=window, progress=not quiet)
 
 
 def _learned(
     problem: Problem, net: Any, noise: Schedule, options: dict[str, Any], quiet: bool, name: str
 ) -> Iterator[Entry]:
-    from thermodiff.learned import LearnedDiffusion
+    from thermodiff.learned import LearnedDiffusion, torch_threads
 
     sources = {"law": problem.train}
     if problem.held_out is not None:
@@ -135,7 +136,8 @@ def _learned(
             if isinstance(source, Samples):
                 points = source.points.shape[0]
                 extra["samples"] = points * max(1, round(options["samples"] / points))
-            ledger = account(LearnedDiffusion(net, source, noise), progress=progress, **{**options, **extra})
+            with torch_threads(1):
+                ledger = account(LearnedDiffusion(net, source, noise), progress=progress, **{**options, **extra})
         yield Entry(name, "learned", label, ledger)
 
 

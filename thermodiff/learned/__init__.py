@@ -5,6 +5,7 @@ from thermodiff.learned.losses import denoising_loss, squared_residual
 from thermodiff.learned.model import LearnedDiffusion
 from thermodiff.learned.networks import ControlMLP, EntropyMLP
 from thermodiff.learned.predict import PREDICTS, dimensionless_score, target, tensor_row
+from thermodiff.learned.threads import torch_threads
 from thermodiff.learned.training import train
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "squared_residual",
     "target",
     "tensor_row",
+    "torch_threads",
     "train",
 ]

@@ -1,0 +1,112 @@
+"""Paired differences between ledgers."""
+
+import json
+
+import numpy as np
+import pytest
+
+import thermodiff as td
+from thermodiff.accounting import ratio
+
+NEAR = td.GaussianMixture([[-2.0], [1.0]], stds=[0.6, 0.8], weights=[0.3, 0.7])
+SHIFTED = td.GaussianMixture([[-2.0], [1.01]], stds=[0.6, 0.8], weights=[0.3, 0.7])
+
+
+def measure(data: td.Density, rng: int = 0, **keywords) -> td.Ledger:
+    return td.account(td.Diffusion(data, td.VP()), **{"nodes": 32, "samples": 2000, **keywords}, rng=rng)
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[td.Ledger, td.Ledger]:
+    return measure(NEAR), measure(SHIFTED)
+
+
+def test_differences_are_second_minus_first_sample_by_sample(pair) -> None:
+    comparison = td.compare(*pair)
+    for row in ("total", "system", "medium"):
+        gap = pair[1].samples[row] - pair[0].samples[row]
+        assert comparison.differences[row].value == pytest.approx(gap.mean(), rel=1e-12)
+        assert comparison.differences[row].error == pytest.approx(gap.std(ddof=1) / np.sqrt(gap.size), rel=1e-9)
+
+
+def test_pairing_reduces_the_error(pair) -> None:
+    paired = td.compare(*pair).differences["total"]
+    unpaired = pair[1].total("total") - pair[0].total("total")
+    assert paired.error < 0.3 * unpaired.error
+
+
+def test_the_paired_difference_is_the_true_one(pair) -> None:
+    truth = td.oracle(td.Diffusion(SHIFTED, td.VP())).value - td.oracle(td.Diffusion(NEAR, td.VP())).value
+    found = td.compare(*pair).differences["total"]
+    assert abs(found.value - truth) < 4.0 * found.error
+    assert abs(found.value) > 4.0 * found.error
+
+
+def test_a_ledger_does_not_differ_from_itself(pair) -> None:
+    for difference in td.compare(pair[0], pair[0]).differences.values():
+        assert (difference.value, difference.error) == (0.0, 0.0)
+
+
+def test_swapping_changes_the_sign(pair) -> None:
+    one, two = td.compare(*pair).differences, td.compare(*pair[::-1]).differences
+    for row in one:
+        assert two[row].value == -one[row].value
+        assert two[row].error == pytest.approx(one[row].error, rel=1e-12)
+
+
+def test_the_common_samples_are_paired() -> None:
+    few, many = measure(NEAR, samples=500), measure(SHIFTED, samples=800)
+    gap = many.samples["total"][:500] - few.samples["total"]
+    assert td.compare(few, many).differences["total"].value == pytest.approx(gap.mean(), rel=1e-12)
+
+
+def test_unequal_keys_are_refused(pair) -> None:
+    with pytest.raises(ValueError, match="different random keys .* pass the same integer rng="):
+        td.compare(pair[0], measure(SHIFTED, rng=1))
+
+
+@pytest.mark.parametrize("keywords", [{"nodes": 31}, {"lam": (-8.0, 19.0)}], ids=["nodes", "window"])
+def test_unequal_nodes_are_refused(pair, keywords: dict) -> None:
+    with pytest.raises(ValueError, match="different nodes .* use the same nodes= and window"):
+        td.compare(pair[0], measure(SHIFTED, **keywords))
+
+
+def test_two_exact_ledgers_have_no_efficiency(pair) -> None:
+    comparison = td.compare(*pair)
+    assert comparison.efficiency is None
+    assert json.loads(json.dumps(comparison.to_dict()))["neural / total"] is None
+
+
+def learned(exact: td.Ledger, factor: float, seed: int = 0) -> td.Ledger:
+    """A stand-in for a learned ledger: neural = factor total + noise, sample by sample."""
+    noise = 0.01 * np.random.default_rng(seed).standard_normal(exact.sample_count)
+    return td.Ledger(
+        samples={"neural": factor * exact.samples["total"] + noise}, rates={}, rate_errors={}, lam=exact.lam,
+        times=exact.times, weights=exact.weights, lam_per_time=exact.lam_per_time, window=exact.window, key=exact.key,
+        about={**exact.about, "score": "learned"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["exact first", "learned first"])
+def test_efficiency_is_the_ratio_of_neural_to_total(pair, order: int) -> None:
+    comparison = td.compare(*(pair[0], learned(pair[0], 0.9))[::order])
+    assert abs(comparison.efficiency.value - 0.9) < 4.0 * comparison.efficiency.error
+    assert 0.0 < comparison.efficiency.error < 0.001
+    difference = comparison.differences["neural - total"]
+    assert abs(difference.value + 0.1 * pair[0].total("total").value) < 4.0 * difference.error
+
+
+def test_the_error_of_the_ratio_is_its_scatter(pair) -> None:
+    found = [ratio(learned(pair[0], 0.9, seed), pair[0]) for seed in range(100)]
+    scatter = np.std([estimate.value for estimate in found], ddof=1)
+    # Only the added noise varies between seeds here; the spread of 0.1 * total is the rest of the error.
+    noise_only = 0.01 / np.sqrt(2000) / pair[0].total("total").value
+    assert scatter == pytest.approx(noise_only, rel=4.0 / np.sqrt(2 * 99))
+    assert all(estimate.error >= 0.9 * noise_only for estimate in found)
+
+
+def test_text_holds_both_ledgers_and_the_differences(pair) -> None:
+    text = str(td.compare(*pair))
+    assert "paired differences (nats)" in text
+    assert str(pair[0]) in text
+    assert str(pair[1]) in text

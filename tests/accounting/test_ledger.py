@@ -1,0 +1,191 @@
+"""The ledger: rates and integrals, files, missing rows."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from systems import LINE, PLANE
+from truths import GAUSSIAN_RATES, START, gaussian_rate
+
+import thermodiff as td
+from thermodiff.accounting.ledger import standard_error
+
+
+@pytest.fixture(scope="module")
+def ledger() -> td.Ledger:
+    return td.account(td.Diffusion(LINE, td.VP()), nodes=48, samples=2000, rng=1, divergence="exact")
+
+
+@pytest.fixture(scope="module")
+def gaussian() -> td.Ledger:
+    """A Gaussian, whose rows have no scatter to speak of."""
+    return td.account(td.Diffusion(td.Gaussian([START[0]], std=0.5), td.VP()), samples=1000, rng=1)
+
+
+def test_rows(ledger: td.Ledger) -> None:
+    assert ledger.rows == ("total", "system", "medium", "residual", "excess", "housekeeping")
+
+
+def test_the_value_is_the_mean_of_the_samples_and_the_error_its_spread(ledger: td.Ledger) -> None:
+    samples = ledger.samples["total"]
+    found = ledger.total("total")
+    assert samples.shape == (2000,)
+    assert found.value == samples.mean()
+    statistical = samples.std(ddof=1) / np.sqrt(2000)
+    assert found.error == pytest.approx(np.hypot(statistical, ledger.quadrature["total"]), rel=1e-12)
+
+
+def test_integral_of_the_rate_per_lam_is_the_total(ledger: td.Ledger) -> None:
+    for row in ledger.samples:
+        integral = ledger.weights @ ledger.rate(row, per="lam")
+        assert integral == pytest.approx(ledger.total(row).value, rel=1e-10, abs=1e-12)
+
+
+def test_rates_per_time_and_per_lam_differ_by_the_clock(ledger: td.Ledger) -> None:
+    noise = td.VP()
+    clock = 2.0 * noise.diffusivity(ledger.times) / noise.sigma(ledger.times) ** 2
+    for measure in (ledger.rate, ledger.error):
+        np.testing.assert_allclose(measure("total"), measure("total", per="lam") * clock, rtol=1e-8)
+    np.testing.assert_allclose(noise.lam(ledger.times), ledger.lam, rtol=1e-9, atol=1e-8)
+
+
+@pytest.mark.parametrize(("parameters", "truth"), GAUSSIAN_RATES)
+def test_rate_of_a_gaussian_at_t_0_2(parameters: dict, truth: float) -> None:
+    """The closed form of the rate against the printed value, and the ledger's rate against the closed form at its nodes."""
+    noise = td.VP(**parameters)
+
+    def exact(t: float) -> float:
+        return gaussian_rate(
+            *START, float(noise.alpha(t)), float(noise.sigma(t)) ** 2, float(noise.drift_rate(t)), float(noise.diffusivity(t))
+        )
+
+    assert exact(0.2) == pytest.approx(truth, rel=1e-10)
+    found = td.account(td.Diffusion(td.Gaussian([START[0]], std=0.5), noise), samples=1000, rng=2)
+    gap = found.rate("total") - [exact(t) for t in found.times]
+    assert np.all(np.abs(gap) < 4.0 * found.error("total") + 1e-9 * found.rate("total"))
+    assert np.median(np.abs(gap) / found.rate("total")) < 1e-8
+
+
+def test_rate_errors_are_standard_errors(ledger: td.Ledger) -> None:
+    """Independent nodes: the errors of the integral add in quadrature."""
+    combined = np.sqrt(np.sum((ledger.weights * ledger.error("residual", per="lam")) ** 2))
+    samples = ledger.samples["residual"]
+    # Across nodes the samples are independent, so both estimate one variance; relative spread of it below 10 %.
+    assert combined == pytest.approx(samples.std(ddof=1) / np.sqrt(samples.size), rel=0.1)
+
+
+def test_the_running_integral_rises_from_zero_to_the_total(gaussian: td.Ledger) -> None:
+    """To the accuracy of the interpolating polynomial, 1e-7 of the total."""
+    cumulative, total = gaussian.cumulative("total"), gaussian.total("total").value
+    assert np.all(np.diff(cumulative) > -1e-7 * total)
+    assert abs(cumulative[0]) < 1e-7 * total
+    assert cumulative[-1] == pytest.approx(total, rel=1e-5)
+
+
+def test_the_running_integral_is_the_account_of_a_shorter_window(gaussian: td.Ledger) -> None:
+    middle = 32
+    part = td.account(
+        td.Diffusion(td.Gaussian([START[0]], std=0.5), td.VP()), samples=1000, rng=3,
+        lam=(float(gaussian.lam[middle]), gaussian.window[1]),
+    )  # fmt: skip
+    expected = part.total("total").value
+    assert expected > 0.005
+    assert gaussian.cumulative("total")[middle] == pytest.approx(expected, abs=1e-7 * gaussian.total("total").value)
+
+
+def test_a_missing_row_names_the_rows_there_are(ledger: td.Ledger) -> None:
+    for call in (ledger.total, ledger.rate, ledger.error, ledger.cumulative):
+        with pytest.raises(KeyError, match="no row 'nonsense'; its rows are total, system, medium, residual"):
+            call("nonsense")
+    with pytest.raises(KeyError, match="no row 'neural' .it needs a LearnedDiffusion"):
+        ledger.total("neural")
+
+
+def test_a_fixed_row_has_no_rate(ledger: td.Ledger) -> None:
+    with pytest.raises(KeyError, match="row 'excess' has no rate; rows with a rate are total"):
+        ledger.rate("excess")
+
+
+def test_per_is_t_or_lam(ledger: td.Ledger) -> None:
+    with pytest.raises(ValueError, match="per='s' is unknown; choose one of 't', 'lam'"):
+        ledger.rate("total", per="s")
+
+
+def test_a_ledger_without_the_residual_says_how_to_get_it(ledger: td.Ledger) -> None:
+    plain = replace(ledger, samples={"total": ledger.samples["total"]})
+    with pytest.raises(KeyError, match=r"residual.* \(pass divergence=\"exact\" to account\); its rows are total"):
+        plain.total("residual")
+
+
+def test_oracle_carries_the_deviation_of_the_total(ledger: td.Ledger) -> None:
+    oracle, total = ledger.oracle, ledger.total("total")
+    assert oracle.z == pytest.approx((total.value - oracle.value) / np.hypot(total.error, oracle.error), rel=1e-12)
+    assert ledger.oracle is oracle
+
+
+def test_save_and_load_is_the_identity(ledger: td.Ledger, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.json"
+    ledger.save(path)
+    again = td.Ledger.load(path)
+    assert again.rows == ledger.rows
+    for row in ledger.rows:
+        assert again.total(row) == ledger.total(row)
+    assert again.oracle == ledger.oracle
+    assert (again.key, again.window, again.about) == (ledger.key, ledger.window, ledger.about)
+    for row, values in ledger.samples.items():
+        np.testing.assert_array_equal(again.samples[row], values)
+        np.testing.assert_array_equal(again.rate(row), ledger.rate(row))
+        np.testing.assert_array_equal(again.error(row, per="lam"), ledger.error(row, per="lam"))
+        np.testing.assert_array_equal(again.cumulative(row), ledger.cumulative(row))
+    assert str(again) == str(ledger)
+    assert again.to_dict() == ledger.to_dict()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "{}", '{"format": "other"}', '{"format": "thermodiff-ledger-1"}', "null", "\xff\xfe"],
+)
+def test_a_file_that_is_no_ledger_is_refused(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"bad\.json is not a ledger written by Ledger\.save"):
+        td.Ledger.load(path)
+
+
+@pytest.mark.parametrize("name", ["integrals", "window", "key", "oracle", "fixed", "rates"])
+def test_a_ledger_file_with_a_damaged_entry_is_refused(ledger: td.Ledger, name: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.json"
+    ledger.save(path)
+    record = json.loads(path.read_text())
+    record[name] = "x"
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="is not a ledger"):
+        td.Ledger.load(path)
+
+
+def test_a_missing_file_is_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        td.Ledger.load(tmp_path / "nothing.json")
+
+
+def test_to_dict_is_plain_json(ledger: td.Ledger) -> None:
+    record = ledger.to_dict()
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert record["totals"]["total"]["value"] == ledger.total("total").value
+
+
+def test_clusters_are_the_units_of_the_error() -> None:
+    """Sample i belongs to cluster i mod clusters: equal members make the error that of the clusters."""
+    values = np.random.default_rng(0).standard_normal(50)
+    repeated = np.tile(values, 20)
+    assert standard_error(repeated, 50) == pytest.approx(values.std(ddof=1) / np.sqrt(50), rel=1e-12)
+    assert standard_error(repeated, None) == pytest.approx(repeated.std(ddof=1) / np.sqrt(1000), rel=1e-12)
+    assert standard_error(values, 50) == standard_error(values, None)
+    assert standard_error(values[:1], None) == np.inf
+
+
+def test_the_key_is_recorded() -> None:
+    words = np.random.SeedSequence(17).generate_state(2)
+    assert td.account(td.Diffusion(PLANE, td.VP()), nodes=2, samples=10, rng=17).key == (int(words[0]), int(words[1]))

@@ -27,25 +27,21 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
 def test_programs_run_and_print_what_is_shown(page, tmp_path, monkeypatch):
-    pytest.importorskip("torch")
-    matplotlib = pytest.importorskip("matplotlib")
-    matplotlib.use("Agg")
+    learned = pytest.importorskip("thermodiff.learned")
+    pytest.importorskip("matplotlib").use("Agg")
     monkeypatch.chdir(tmp_path)
     blocks = BLOCK.findall((ROOT / page).read_text())
     assert any(language == "python" for language, _ in blocks)
-    # Classes that a program defines look for their module: give it one.
-    namespace = {"__name__": "__main__"}
+    namespace = {"__name__": "program"}
     for (language, code), (below, shown) in zip(blocks, [*blocks[1:], ("", "")], strict=True):
         if language != "python":
             continue
         printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
+        with contextlib.redirect_stdout(printed), learned.torch_threads(1):
             exec(compile(code, page, "exec"), namespace)
         if below == "text":
             assert words(printed.getvalue()) == words(shown)
-    pyplot = namespace.get("td") and pytest.importorskip("matplotlib.pyplot")
-    if pyplot:
-        pyplot.close("all")
+    pytest.importorskip("matplotlib.pyplot").close("all")
 
 
 def test_readme_has_the_two_commands_that_set_up():

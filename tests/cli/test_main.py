@@ -94,7 +94,18 @@ def test_help_from_the_shell() -> None:
 def test_help_of_the_job(capsys, monkeypatch) -> None:
     got = call(capsys, monkeypatch, "entropy", "--help")
     assert got.code == 0
-    for option in "--data --schedule --exact --lam --nodes --samples --steps --seed --out --quiet".split():
+    for option in [
+        "--data",
+        "--schedule",
+        "--exact",
+        "--lam",
+        "--nodes",
+        "--samples",
+        "--steps",
+        "--seed",
+        "--out",
+        "--quiet",
+    ]:
         assert option in got.out
     for name in ("mixture", "digits", "VPx", "StraightLine", "SubVP", "CondOT", "nats"):
         assert name in got.out

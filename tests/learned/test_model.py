@@ -131,13 +131,13 @@ def z_score(ledger: Ledger, row: str, expected: float, rounding: float = 0.0) ->
 
 
 def exact_ledger(noise: Schedule, window: tuple[float, float] | None, law: Density = LAW, **options: Any) -> Ledger:
-    return account(Diffusion(law, noise), lam=window, **{"nodes": 48, "samples": 512, "rng": 3, **options})
+    return account(Diffusion(law, noise), lam=window, **{"nodes": 32, "samples": 512, "rng": 3, **options})
 
 
 def learned_ledger(net: Any, noise: Schedule, window: Any = None, data: Any = LAW, **options: Any) -> Ledger:
     given = {name: options.pop(name) for name in ("predicts", "batch") if name in options}
     model = LearnedDiffusion(net, data, noise, **given)
-    return account(model, lam=window, **{"nodes": 48, "samples": 512, "rng": 3, **options})
+    return account(model, lam=window, **{"nodes": 32, "samples": 512, "rng": 3, **options})
 
 
 # The exact control

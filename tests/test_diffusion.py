@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from systems import CLOUD, LINE, PLANE, TILTED, exact_rows
 from truths import (
-    ALPHA_VP_END, BIMODAL_TOTALS, GAUSSIAN3, GAUSSIAN_TOTALS, START, flow_position, gaussian_kl, mixture_total,
+    ALPHA_VP_END,
+    BIMODAL_TOTALS,
+    GAUSSIAN3,
+    GAUSSIAN_TOTALS,
+    START,
+    flow_position,
+    gaussian_kl,
+    mixture_total,
 )  # fmt: skip
 
 import thermodiff as td
@@ -38,7 +45,9 @@ def test_oracle_of_a_gaussian_in_three_dimensions() -> None:
     rotation, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
     cov = rotation @ np.diag(GAUSSIAN3["variances"]) @ rotation.T
     noise = td.VP()
-    found = td.oracle(Diffusion(td.Gaussian(rotation @ GAUSSIAN3["mean"], cov=cov), noise), lam=(low_edge(noise, 1.0), DATA_END))
+    found = td.oracle(
+        Diffusion(td.Gaussian(rotation @ GAUSSIAN3["mean"], cov=cov), noise), lam=(low_edge(noise, 1.0), DATA_END)
+    )
     assert found.value == pytest.approx(GAUSSIAN3["total"], rel=1e-10)
     assert gaussian_kl(GAUSSIAN3["mean"], GAUSSIAN3["variances"], 1.0) == pytest.approx(GAUSSIAN3["kl"], rel=1e-10)
 
@@ -54,7 +63,9 @@ def test_the_total_does_not_depend_on_the_schedule_of_beta() -> None:
         assert td.oracle(Diffusion(data, noise), times=(0.0, end)).value == pytest.approx(reference, rel=1e-9)
 
 
-@pytest.mark.parametrize("noise", [td.VP(), td.SubVP(), td.CondOT(2.0), td.Cosine(0.5), td.VE()], ids=lambda noise: noise.name)
+@pytest.mark.parametrize(
+    "noise", [td.VP(), td.SubVP(), td.CondOT(2.0), td.Cosine(0.5), td.VE()], ids=lambda noise: noise.name
+)
 def test_medium_in_lam_is_the_integral_in_time(noise: td.Schedule) -> None:
     window = noise.window(times=(0.05, 0.9))
     found = medium_integral(noise, window, PLANE.second_moment, 2)
@@ -78,7 +89,9 @@ def test_oracle_takes_a_generator() -> None:
 
 def test_noise_kl_is_the_distance_to_the_equilibrium() -> None:
     system = Diffusion(td.Gaussian([START[0]], std=0.5), td.VP())
-    assert noise_kl(system.data, system.noise, float(system.noise.lam(1.0))).value == pytest.approx(0.000359003984363, rel=1e-9)
+    assert noise_kl(system.data, system.noise, float(system.noise.lam(1.0))).value == pytest.approx(
+        0.000359003984363, rel=1e-9
+    )
 
 
 def test_noise_kl_without_equilibrium_refers_to_the_width_of_the_noise() -> None:

@@ -120,7 +120,9 @@ def test_every_public_name_resolves(name: str) -> None:
 def test_the_type_checker_sees_the_same_names() -> None:
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
-    seen = {(alias.name, node.module) for node in ast.walk(block) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    seen = {
+        (alias.name, node.module) for node in ast.walk(block) if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
     assert seen == {(name, f"thermodiff.{home}") for name, home in thermodiff._HOME.items()}
 
 

@@ -146,7 +146,6 @@ def test_errors(exact: Ledger, learned: Ledger) -> None:
         plot(exact.total("total"))
 
 
-@pytest.mark.xfail(reason='rows="total" is read letter by letter')
 def test_one_row_by_name(exact: Ledger) -> None:
     try:
         assert labels(plot(exact, "total")) == ["total"]
@@ -154,7 +153,6 @@ def test_one_row_by_name(exact: Ledger) -> None:
         assert "('total',)" in str(error) or "tuple" in str(error)  # noqa: PT017
 
 
-@pytest.mark.xfail(reason="the figure is opened before the arguments are checked")
 def test_no_figure_is_left_by_a_mistake(exact: Ledger) -> None:
     with pytest.raises(KeyError):
         plot(exact, ("heat",))

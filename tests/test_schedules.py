@@ -53,7 +53,7 @@ def test_at_agrees_with_the_functions_of_time(noise: Schedule) -> None:
     np.testing.assert_allclose(row.alpha, noise.alpha(TIMES), rtol=1e-12)
     np.testing.assert_allclose(row.sigma, noise.sigma(TIMES), rtol=1e-12)
     # d ln alpha / d lam = drift_rate / (dlam/dt) = -sigma^2 drift_rate / (2 D).
-    growth = -noise.sigma(TIMES) ** 2 * noise.drift_rate(TIMES) / (2.0 * noise.diffusivity(TIMES))
+    growth = -(noise.sigma(TIMES) ** 2) * noise.drift_rate(TIMES) / (2.0 * noise.diffusivity(TIMES))
     np.testing.assert_allclose(row.growth, growth, rtol=1e-11, atol=0.0)
 
 

@@ -66,8 +66,10 @@ def increasing_pair(name: str, value: Any) -> tuple[float, float]:
 def array(name: str, value: Any, shape: str, ndim: int) -> FloatArray:
     """``value`` as a finite, non-empty, C-contiguous float64 array with ``ndim`` axes; ``shape`` is for the message."""
     try:
+        if np.iscomplexobj(value):
+            raise TypeError
         result = np.ascontiguousarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise TypeError(f"{name} must be an array of numbers of shape {shape}, got {type(value).__name__}.") from None
     if np.ndim(value) != ndim:
         raise ValueError(f"{name} must have shape {shape}, got {np.shape(value)}.")

@@ -19,7 +19,7 @@ COLOURS = {
 
 def plot(
     ledger: Ledger,
-    rows: tuple[str, ...] | None = None,
+    rows: str | tuple[str, ...] | None = None,
     *,
     per: str = "lam",
     ax: Axes | None = None,
@@ -31,7 +31,7 @@ def plot(
     Parameters
     ----------
     ledger : Ledger
-    rows : tuple of str, optional
+    rows : str or tuple of str, optional
         Rows to draw; by default total, system and medium of an exact score, total, neural and mismatch of a learned one.
     per : {"lam", "t"}
         Rates per unit of log-SNR over log-SNR, or per unit of time over time.
@@ -48,14 +48,16 @@ def plot(
     """
     if not isinstance(ledger, Ledger):
         raise TypeError(f"plot: it draws a Ledger, got {type(ledger).__name__}.")
-    axes: Axes = _new_axes() if ax is None else ax
     if rows is None:
         wanted = ("total", "neural", "mismatch") if "neural" in ledger.samples else ("total", "system", "medium")
         rows = tuple(row for row in wanted if row in ledger.samples)
+    rows = (rows,) if isinstance(rows, str) else tuple(rows)
+    rates = {row: (ledger.rate(row, per=per), ledger.error(row, per=per)) for row in rows}
+    axes: Axes = _new_axes() if ax is None else ax
     x = ledger.lam if per == "lam" else ledger.times
     order = np.argsort(x)
-    for row in rows:
-        rate, error = ledger.rate(row, per=per)[order], ledger.error(row, per=per)[order]
+    for row, (rate, error) in rates.items():
+        rate, error = rate[order], error[order]
         options = {"label": row, "color": COLOURS.get(row), **style}
         (line,) = axes.plot(x[order], rate, **options)
         axes.fill_between(

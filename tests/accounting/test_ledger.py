@@ -58,7 +58,11 @@ def test_rate_of_a_gaussian_at_t_0_2(parameters: dict, truth: float) -> None:
 
     def exact(t: float) -> float:
         return gaussian_rate(
-            *START, float(noise.alpha(t)), float(noise.sigma(t)) ** 2, float(noise.drift_rate(t)), float(noise.diffusivity(t))
+            *START,
+            float(noise.alpha(t)),
+            float(noise.sigma(t)) ** 2,
+            float(noise.drift_rate(t)),
+            float(noise.diffusivity(t)),
         )
 
     assert exact(0.2) == pytest.approx(truth, rel=1e-10)

@@ -50,7 +50,9 @@ def test_schedules_with_one_equilibrium_and_one_integral_agree() -> None:
     data = td.Gaussian([1.5], std=0.5)
     one = td.account(Diffusion(data, td.VP(0.1, 16.0, 0.1)), rng=0).total("total")
     two = td.account(Diffusion(data, td.VP(8.05, 8.05, 0.1)), rng=0).total("total")
-    three = td.account(Diffusion(data, td.StraightLine(0.1)), times=(0.0, 1.0 - float(td.VP().alpha(1.0))), rng=0).total("total")
+    three = td.account(Diffusion(data, td.StraightLine(0.1)), times=(0.0, 1.0 - float(td.VP().alpha(1.0))), rng=0).total(
+        "total"
+    )
     assert one.value == pytest.approx(two.value, rel=1e-10)
     assert one.value == pytest.approx(three.value, rel=1e-10)
 
@@ -248,7 +250,9 @@ def test_no_recompilation_for_laws_and_schedules() -> None:
 
 def test_progress_is_called_after_every_node() -> None:
     seen = []
-    td.account(Diffusion(LINE, td.VP()), nodes=5, samples=100, rng=0, progress=lambda done, nodes: seen.append((done, nodes)))
+    td.account(
+        Diffusion(LINE, td.VP()), nodes=5, samples=100, rng=0, progress=lambda done, nodes: seen.append((done, nodes))
+    )
     assert seen == [(k, 5) for k in range(1, 6)]
 
 

@@ -53,7 +53,8 @@ def test_the_largest_of_several_descriptions_counts() -> None:
     rule = gauss_legendre(*window, 10)
     other = [(np.array([0.5, 0.5]), np.array([[1e-4, 1e-4], [1.0, 1.0]]))]
     one, two, both = (
-        quadrature_errors(noise, window, *rule, SECOND, widths, open_ended=False) for widths in (WIDTHS, other, WIDTHS + other)
+        quadrature_errors(noise, window, *rule, SECOND, widths, open_ended=False)
+        for widths in (WIDTHS, other, WIDTHS + other)
     )
     assert both == {row: max(one[row], two[row]) for row in one}
 

@@ -9,7 +9,9 @@ from thermodiff.accounting.report import MEANING, text
 
 @pytest.fixture(scope="module")
 def ledger() -> td.Ledger:
-    return td.account(td.Diffusion(LINE, td.VP(scale=0.1)), nodes=16, samples=500, rng=1, lam=(-3.0, 9.5), divergence="exact")
+    return td.account(
+        td.Diffusion(LINE, td.VP(scale=0.1)), nodes=16, samples=500, rng=1, lam=(-3.0, 9.5), divergence="exact"
+    )
 
 
 def test_the_header_says_what_was_measured(ledger: td.Ledger) -> None:

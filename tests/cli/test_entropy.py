@@ -155,7 +155,6 @@ def test_stated_window_for_vectors(tmp_path: Path) -> None:
     assert records[0]["window"] == [-5.0, 3.0]
 
 
-@pytest.mark.xfail(reason='the window low > high is made here, but the sentence says "swap the two ends" of lam')
 def test_vectors_much_wider_than_the_noise(tmp_path: Path) -> None:
     """Spread 1000: VPx ends at a log-SNR of -3.4, above the default upper edge."""
     np.savez(tmp_path / "x.npz", x=1000.0 * np.random.default_rng(0).standard_normal((40, 2)))

@@ -65,9 +65,7 @@ def test_smoothing_twice_is_smoothing_once(name: str) -> None:
         part = law.parts()
         axes = np.tile(np.eye(law.dim), (part.weights.size, 1, 1)) if part.axes is None else part.axes
         variances = np.broadcast_to(part.variances, part.means.shape) + 0.25
-        broader = GaussianMixture(
-            part.means, covs=np.einsum("kja,kj,kjb->kab", axes, variances, axes), weights=part.weights
-        )
+        broader = GaussianMixture(part.means, covs=np.einsum("kja,kj,kjb->kab", axes, variances, axes), weights=part.weights)
     x = np.random.default_rng(2).normal(0, 2, (50, law.dim))
     np.testing.assert_allclose(law.log_prob(x, sigma=0.5), broader.log_prob(x), rtol=1e-12, atol=1e-12)
 

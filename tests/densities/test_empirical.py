@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from truths import mixture_oracle
 
-from thermodiff import Diffusion, PointCloud, Samples, VP
+from thermodiff import VP, Diffusion, PointCloud, Samples
 
 POINTS = np.random.default_rng(0).normal(size=(37, 2)) * [1.0, 2.0]
 

@@ -12,9 +12,9 @@ FULL = GaussianMixture(
     [[-1.0, 0.0], [1.0, 0.5]], covs=[[[1.0, 0.6], [0.6, 0.5]], [[0.2, -0.1], [-0.1, 0.9]]], weights=[0.35, 0.65]
 )
 
+
 def narrow_in_broad(width: float) -> GaussianMixture:
     return GaussianMixture([[0.0], [0.3]], stds=[1.0, width], weights=[0.5, 0.5])
-
 
 
 def by_quad(law: GaussianMixture, alpha: float, sigma: float) -> float:

@@ -5,7 +5,6 @@ import pytest
 from packed_laws import LAWS, Packed
 from truths import mixture_oracle
 
-
 from thermodiff.kernels.integrands import GRAM, draws, gram
 from thermodiff.kernels.jit import LANES
 
@@ -45,7 +44,9 @@ def test_fused_products_equal_plain_numpy_on_the_same_draws(law: Packed) -> None
         "xx": x * x, "xc": x * c, "cc": c * c, "xb": x * b, "bb": b * b, "cb": c * b,
     }  # fmt: skip
     for name, terms in expected.items():
-        np.testing.assert_allclose(found[name], terms.sum(axis=1), rtol=1e-11, atol=1e-11 * np.abs(terms).max(), err_msg=name)
+        np.testing.assert_allclose(
+            found[name], terms.sum(axis=1), rtol=1e-11, atol=1e-11 * np.abs(terms).max(), err_msg=name
+        )
     size = (b * b).sum(axis=1).max() + law.dim
     np.testing.assert_allclose(found["div"], SIGMA**2 * exact.divergence, rtol=0.0, atol=1e-11 * size)
     np.testing.assert_allclose(found["logp"], exact.log_prob, rtol=1e-11, atol=1e-11)
@@ -143,5 +144,3 @@ def test_a_range_of_blocks_is_a_slice_of_the_whole(law: Packed) -> None:
     whole = fused(law, 6, extra_rows(law))
     parts = [fused(law, size, extra_rows(law), first=first) for first, size in ((0, 1), (1, 3), (4, 2))]
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
-
-

@@ -50,9 +50,7 @@ def kernel_of(lam: float) -> tuple[float, float]:
 def test_order_of_convergence_of_the_flow(rule: str, order: int) -> None:
     start = np.linspace(-3.0, 3.0, LANES)[None, :]
     exact = flow_position(start, 1.5, 0.5, kernel_of(LOW), kernel_of(HIGH))
-    errors = [
-        np.abs(run(rule, edges(steps), start, np.zeros(steps), 0.0) - exact).max() for steps in (16, 32, 64, 128, 256)
-    ]
+    errors = [np.abs(run(rule, edges(steps), start, np.zeros(steps), 0.0) - exact).max() for steps in (16, 32, 64, 128, 256)]
     slopes = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
     assert abs(slopes[-1] - order) < 0.05
     assert np.all(np.abs(slopes[1:] - order) < 0.35)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thermodiff._check import DivergenceError, choice, count, seed_words
-from thermodiff._tasks import in_order
+from thermodiff._tasks import in_order, one_blas_thread
 from thermodiff.accounting.estimate import Estimate
 from thermodiff.accounting.ledger import Ledger, standard_error
 from thermodiff.accounting.moments import Gram, Node, controls, reduce_variance, rows
@@ -119,13 +119,14 @@ def account(
     row = source.noise.at(node_lam)
     rates, rate_errors, integrals = _Table(nodes), _Table(nodes), dict[str, FloatArray]()
     work = partial(_measure_node, source, key, row, weights, samples, divergence, chunk)
-    for k, (here, means, errors) in enumerate(in_order(work, nodes, executor, concurrent=source.concurrent)):
-        rates.put(k, means)
-        rate_errors.put(k, errors)
-        for name, values in here.items():
-            integrals[name] = integrals[name] + values if name in integrals else values
-        if progress is not None:
-            progress(k + 1, nodes)
+    with one_blas_thread():
+        for k, (here, means, errors) in enumerate(in_order(work, nodes, executor, concurrent=source.concurrent)):
+            rates.put(k, means)
+            rate_errors.put(k, errors)
+            for name, values in here.items():
+                integrals[name] = integrals[name] + values if name in integrals else values
+            if progress is not None:
+                progress(k + 1, nodes)
     open_ended = lam is None and (times is None or times[0] == 0.0)
     quadrature = _quadrature(source, window, node_lam, weights, integrals, open_ended)
     ledger = Ledger(

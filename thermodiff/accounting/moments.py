@@ -50,7 +50,7 @@ def rows(gram: Gram, node: Node) -> dict[str, FloatArray]:
     else:
         # E x.s = -d for every density: second moments suffice.
         result["medium"] = 0.5 * (q * q * xx + q * sigma * dim)
-    if "xb" in gram:
+    if "xb" in gram and "xe" not in gram:
         result["residual"] = 0.5 * (q * gram["xb"] - gram["bb"] + sigma * q * dim - gram["div"])
     if "xe" in gram:
         xe, ee = gram["xe"], gram["ee"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from thermodiff.accounting import Ledger, account, ratio
 from thermodiff.cli.inputs import Problem, read_data, read_schedule
 from thermodiff.cli.table import show
 from thermodiff.densities import Samples
-from thermodiff.diffusion import Diffusion, accounting_window
+from thermodiff.diffusion import Diffusion
 from thermodiff.schedules import Schedule
 
 
@@ -73,6 +74,8 @@ def run(
     if not exact:
         _require_torch()
     out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK):
+        raise PermissionError(f"cannot write into {out}; choose another folder with --out.")
 
     entries: list[Entry] = []
     networks: dict[str, Any] = {}
@@ -85,18 +88,28 @@ def run(
         if not exact:
             networks[name] = _train(problem, noise, windows[name], steps, seed, quiet, name)
             entries += _learned(problem, networks[name], noise, options, quiet, name)
-    _write(out, entries, networks, chosen)
+    written = _write(out, entries, networks, chosen)
     if not quiet:
-        show(Console(width=None if sys.stdout.isatty() else 110), entries, out)
+        show(Console(width=None if sys.stdout.isatty() else 110), entries, written)
     return entries
 
 
 def _window(problem: Problem, noise: Schedule, lam: tuple[float, float] | None) -> tuple[float, float]:
     if lam is not None:
         return increasing_pair("--lam", lam)
+    low, high = noise.window()
     if problem.top is not None:
-        return noise.window()[0], problem.top
-    return accounting_window(noise, problem.law.singular, problem.law.label, None, None)
+        if not low < problem.top:
+            raise ValueError(
+                f"the vectors are so wide that {noise.name} leaves no default window (log-SNR {low:.3g} ... "
+                f"{problem.top:.3g}); rescale them, or give --lam LOW HIGH."
+            )
+        return low, problem.top
+    if noise.diverges:
+        raise ValueError(
+            f"the entropy of {noise.name} grows without bound towards the data; state the window, e.g. --lam -8 8."
+        )
+    return low, high
 
 
 def _require_torch() -> None:
@@ -151,17 +164,21 @@ def _bar(title: str, total: int, quiet: bool) -> Iterator[Callable[[int, int], N
         yield lambda done, _: bar.update(task, completed=done)
 
 
-def _write(out: Path, entries: list[Entry], networks: dict[str, Any], schedules: dict[str, Schedule]) -> None:
+def _write(out: Path, entries: list[Entry], networks: dict[str, Any], schedules: dict[str, Schedule]) -> list[Path]:
     exact = {entry.schedule: entry.ledger for entry in entries if entry.score == "exact"}
     records = [entry.record(exact[entry.schedule] if entry.data == "law" else None) for entry in entries]
     picture = _figure(entries)
+    written = [out / "ledgers.json"]
     for name, net in networks.items():
         from thermodiff.learned import save_weights
 
         save_weights(net, out / name, noise=schedules[name], predicts="entropy")
+        written.append(out / f"{name}.safetensors")
     if picture is not None:
         write_atomically(out / "ledger.png", picture)
+        written.append(out / "ledger.png")
     write_atomically(out / "ledgers.json", json.dumps(records, indent=1).encode())
+    return written
 
 
 def _figure(entries: list[Entry]) -> bytes | None:

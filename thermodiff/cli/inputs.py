@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def _digits() -> FloatArray:
 def _read_mixture(path: Path) -> GaussianMixture:
     try:
         record = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}).") from None
     known = {"means", "stds", "covs", "weights"}
     if not isinstance(record, dict) or "means" not in record or not set(record) <= known:
@@ -109,14 +110,15 @@ def _read_mixture(path: Path) -> GaussianMixture:
 
 def _read_vectors(path: Path) -> FloatArray:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise ValueError("it is not an archive")
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it is a single array, not an archive; save it with numpy.savez")
             arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise ValueError(f"{path} cannot be read as an .npz of plain arrays ({error}).") from None
-    tables = {name: value for name, value in arrays.items() if value.ndim == 2}
+    tables = {name: value for name, value in arrays.items() if np.ndim(value) == 2}
     if len(tables) != 1:
-        shapes = {name: value.shape for name, value in arrays.items()}
+        shapes = {name: np.shape(value) for name, value in arrays.items()}
         raise ValueError(f"{path} must hold exactly one array of vectors (n, d); it holds {shapes}.")
     return points(f"{path}: {next(iter(tables))}", next(iter(tables.values())))

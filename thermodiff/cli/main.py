@@ -113,6 +113,3 @@ def main() -> None:
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         print(f"thermodiff: {text or type(error).__name__}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("thermodiff: interrupted; nothing was left half written.", file=sys.stderr)
-        raise SystemExit(130) from None

@@ -40,7 +40,7 @@ class Column(Protocol):
     def ledger(self) -> Ledger: ...
 
 
-def show(console: Console, entries: Sequence[Column], out: Path) -> None:
+def show(console: Console, entries: Sequence[Column], written: Sequence[Path]) -> None:
     """Print one table per schedule."""
     for name in dict.fromkeys(entry.schedule for entry in entries):
         group = [entry for entry in entries if entry.schedule == name]
@@ -49,7 +49,8 @@ def show(console: Console, entries: Sequence[Column], out: Path) -> None:
         for oracle in (check for check in checks if check is not None):
             verdict = "agrees" if abs(oracle.z or 0.0) < 4.0 else "DISAGREES"
             console.print(f"oracle: {_cell(oracle)} nats, z = {oracle.z:+.2f}: the exact total {verdict}.\n")
-    console.print(f"written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}", highlight=False)
+    names = ", ".join(path.name for path in written)
+    console.print(f"written to {written[0].parent}: {names}", highlight=False, markup=False)
 
 
 def _table(name: str, group: Sequence[Column]) -> Table:

@@ -72,7 +72,7 @@ class PointCloud(Density):
 class Samples:
     """Draws from a law that is not known: expectations only, no score.
 
-    Sample i of an account starts from point i mod n at every node, and errors are by point, so that they tell how well
+    Sample i of an account starts from the same point at every node, and errors are by point, so that they tell how well
     the points represent the law that they came from.
 
     Parameters
@@ -113,12 +113,23 @@ class Samples:
         self, key: npt.NDArray[np.uint32], node: int, alpha: float, sigma: float, samples: int
     ) -> tuple[FloatArray, FloatArray]:
         """The draws x = alpha x_0 + sigma z of an account at a node, and c = -z; (d, n) each."""
-        z = over_blocks(partial(_noise_blocks, key, node, self.dim), samples, None, None)
-        start = self.points[np.arange(samples) % self.points.shape[0]].T
+        z = _normals(key, node, self.dim, samples, philox.NOISE)
+        # In an order of the key's own: fewer samples than points then take points from everywhere.
+        order = np.random.default_rng(key).permutation(self.points.shape[0])
+        start = self.points[order[np.arange(samples) % order.size]].T
         return alpha * start + sigma * z, -z
 
 
-def _noise_blocks(key: npt.NDArray[np.uint32], node: int, dim: int, first: int, last: int) -> FloatArray:
+def probes(key: npt.NDArray[np.uint32], node: int, dim: int, samples: int) -> FloatArray:
+    """Normals (d, n) for random probes at a node, independent of those of the draws."""
+    return _normals(key, node, dim, samples, philox.PROBE)
+
+
+def _normals(key: npt.NDArray[np.uint32], node: int, dim: int, samples: int, purpose: int) -> FloatArray:
+    return over_blocks(partial(_noise_blocks, key, node, dim, purpose), samples, None, None)
+
+
+def _noise_blocks(key: npt.NDArray[np.uint32], node: int, dim: int, purpose: int, first: int, last: int) -> FloatArray:
     out = np.empty((dim, (last - first) * LANES))
-    philox.noise(key, first, last, node, philox.NOISE, out)
+    philox.noise(key, first, last, node, purpose, out)
     return out

@@ -17,19 +17,25 @@ def exact_divergence(field: Field, points: torch.Tensor) -> tuple[FloatArray, Fl
     x = points.detach().clone().requires_grad_(True)
     with torch.enable_grad():
         values = field(x)
-        total = torch.zeros(x.shape[0], dtype=values.dtype, device=values.device)
+        total = torch.zeros(x.shape[0], dtype=x.dtype)
         for i in range(x.shape[1]):
-            (slope,) = torch.autograd.grad(values[:, i].sum(), x, retain_graph=i + 1 < x.shape[1])
-            total += slope[:, i].to(values.device)
-    return values.detach().cpu().numpy(), total.cpu().numpy()
+            total += _gradient(values[:, i].sum(), x)[:, i]
+    return values.detach().cpu().numpy(), total.numpy()
 
 
-def hutchinson_divergence(field: Field, points: torch.Tensor, seed: tuple[int, ...]) -> tuple[FloatArray, FloatArray]:
-    """As `exact_divergence`, with one random sign vector per point: unbiased, by one backward pass."""
-    generator = np.random.default_rng(np.random.SeedSequence(seed))
+def hutchinson_divergence(field: Field, points: torch.Tensor, signs: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """As `exact_divergence`, from one vector of random signs per point, (n, d): unbiased, by one backward pass."""
     x = points.detach().clone().requires_grad_(True)
-    probe = torch.from_numpy(generator.choice([-1.0, 1.0], size=tuple(points.shape)))
+    probe = torch.from_numpy(np.ascontiguousarray(signs))
     with torch.enable_grad():
         values = field(x)
-        (slope,) = torch.autograd.grad((values * probe.to(values.device)).sum(), x)
-    return values.detach().cpu().numpy(), (slope * probe).sum(1).cpu().numpy()
+        slope = _gradient((values * probe.to(values.device)).sum(), x)
+    return values.detach().cpu().numpy(), (slope * probe).sum(1).numpy()
+
+
+def _gradient(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Gradient with respect to ``x``; zero where the value does not depend on it."""
+    if not value.requires_grad:
+        return torch.zeros_like(x)
+    (gradient,) = torch.autograd.grad(value, x, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(x) if gradient is None else gradient

@@ -11,11 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from thermodiff._check import choice, count
+from thermodiff._check import above, choice, count, points
 from thermodiff.accounting import Estimate
 from thermodiff.accounting.moments import Gram
 from thermodiff.accounting.quadrature import Widths
 from thermodiff.densities import Density, PointCloud, Samples
+from thermodiff.densities.empirical import probes
 from thermodiff.diffusion import Diffusion, accounting_window, noise_kl
 from thermodiff.kernels.tasks import at_points
 from thermodiff.learned.divergence import exact_divergence, hutchinson_divergence
@@ -98,11 +99,10 @@ class LearnedDiffusion:
         return accounting_window(self.noise, singular, self.data.label, lam, times)
 
     def score(self, x: npt.ArrayLike, t: float) -> FloatArray:
-        """The learned score grad log p_theta at points (n, d) and time t; (n, d)."""
-        row = self.noise.at(float(self.noise.lam(t)))
-        points = np.asarray(x, dtype=np.float64)
+        """The learned score grad log p_theta at points (n, d) and time t > 0; (n, d)."""
+        row = Row(*(float(value) for value in self.noise.at(self.noise.lam(above("t", t, 0.0, "sigma would vanish")))))
         with self._evaluating():
-            return self._dimensionless(points, row, None, None)[0] / float(row.sigma)
+            return self._dimensionless(points("x", x, self.dim), row, None, None)[0] / row.sigma
 
     def gram(self, key: Key, node: int, row: Row, samples: int, divergence: str | None, chunk: int | None) -> Gram:
         """Inner products of (x, c, b, b_theta) for the samples of one node."""
@@ -114,7 +114,7 @@ class LearnedDiffusion:
             exact, b = self._exact(x, c, alpha, sigma)
             products |= exact
         with self._evaluating():
-            learned, slope = self._dimensionless(x.T, row, divergence, (key, node))
+            learned, slope = self._dimensionless(x.T, row, divergence, self._probes(key, node, samples, divergence))
         e = learned.T
         products |= {"xe": _dot(x, e), "ee": _dot(e, e)}
         if b is not None:
@@ -133,39 +133,42 @@ class LearnedDiffusion:
         products = {"xb": _dot(x, b), "bb": _dot(b, b), "cb": _dot(c, b), "div": sigma * rows[d]}
         return {**products, "logp": rows[d + 1], "zero": zero}, b
 
+    def _probes(self, key: Key, node: int, samples: int, divergence: str | None) -> FloatArray | None:
+        """Random signs (n, d) for Hutchinson's estimate, functions of key, node and sample."""
+        return np.sign(probes(key, node, self.dim, samples)).T if divergence == "hutchinson" else None
+
     def _dimensionless(
-        self, x: FloatArray, row: Row, divergence: str | None, probe: tuple[Key, int] | None
+        self, x: FloatArray, row: Row, divergence: str | None, signs: FloatArray | None
     ) -> tuple[FloatArray, FloatArray | None]:
         """b_theta (n, d) in float64, and its divergence (n,) where asked for; in batches."""
+        field = _Field(self.net, self.predicts, row, self.noise)
         scores, slopes = [], []
-        for number, first in enumerate(range(0, x.shape[0], self.batch)):
-            points = torch.from_numpy(np.ascontiguousarray(x[first : first + self.batch]))
-            field = _Field(self.net, self.predicts, row, self.noise)
-            if divergence is None or probe is None:
+        for first in range(0, x.shape[0], self.batch):
+            part = slice(first, first + self.batch)
+            batch = torch.from_numpy(np.ascontiguousarray(x[part]))
+            if divergence is None:
                 with torch.inference_mode():
-                    scores.append(field(points).cpu().numpy())
-            elif divergence == "exact":
-                value, slope = exact_divergence(field, points)
-                scores.append(value)
-                slopes.append(slope)
-            else:
-                value, slope = hutchinson_divergence(field, points, (*(int(word) for word in probe[0]), probe[1], number))
-                scores.append(value)
-                slopes.append(slope)
+                    scores.append(field(batch).cpu().numpy())
+                continue
+            value, slope = (
+                exact_divergence(field, batch) if signs is None else hutchinson_divergence(field, batch, signs[part])
+            )
+            scores.append(value)
+            slopes.append(slope)
         return np.concatenate(scores), np.concatenate(slopes) if slopes else None
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Dropout and the like off, and the module left as it was."""
-        net = self.net
-        if not isinstance(net, nn.Module) or not net.training:
-            yield
-            return
-        net.eval()
+        modules = list(self.net.modules()) if isinstance(self.net, nn.Module) else []
+        training = [module.training for module in modules]
+        for module in modules:
+            module.training = False
         try:
             yield
         finally:
-            net.train()
+            for module, flag in zip(modules, training, strict=True):
+                module.training = flag
 
     def fixed_rows(self, window: tuple[float, float], total: Estimate | None) -> dict[str, Estimate]:
         """prior = KL(p_T || prior), where the law of the data is known."""

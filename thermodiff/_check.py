@@ -35,6 +35,14 @@ def above(name: str, value: Any, bound: float, reason: str) -> float:
     return number
 
 
+def time_within(t: Any, t_end: float) -> float:
+    """``t`` as a number in [0, t_end]."""
+    t = finite_number("t", t)
+    if not 0.0 <= t <= t_end:
+        raise ValueError(f"t must lie between 0 (data) and {t_end:g} (noise), got {t:g}.")
+    return t
+
+
 def count(name: str, value: Any, least: int = 1) -> int:
     """``value`` as an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, Integral):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thermodiff._check import time_within
 from thermodiff.accounting import Estimate
 from thermodiff.accounting.moments import Gram
 from thermodiff.accounting.nodes import fine
@@ -70,13 +71,17 @@ class Diffusion:
         record = {"data": self.data.label, "noise": self.noise.to_dict(), "schedule": self.noise.name}
         return {**record, "score": "exact"}
 
+    def _kernel(self, t: float) -> dict[str, float]:
+        t = time_within(t, self.noise.t_end)
+        return {"alpha": float(self.noise.alpha(t)), "sigma": float(self.noise.sigma(t))}
+
     def score(self, x: npt.ArrayLike, t: float) -> FloatArray:
         """grad log p_t at points (n, d)."""
-        return self.data.score(x, alpha=float(self.noise.alpha(t)), sigma=float(self.noise.sigma(t)))
+        return self.data.score(x, **self._kernel(t))
 
     def log_prob(self, x: npt.ArrayLike, t: float) -> FloatArray:
         """log p_t at points (n, d), closed form; nats."""
-        return self.data.log_prob(x, alpha=float(self.noise.alpha(t)), sigma=float(self.noise.sigma(t)))
+        return self.data.log_prob(x, **self._kernel(t))
 
     def velocity(self, x: npt.ArrayLike, t: float) -> FloatArray:
         """v = f - D grad log p_t at points (n, d): the probability-flow velocity dx/dt."""
@@ -94,6 +99,11 @@ class Diffusion:
             Where the entropy grows without bound towards the data and no window is given.
         """
         return accounting_window(self.noise, self.data.singular, self.data.label, lam, times)
+
+    @property
+    def precision(self) -> float:
+        """Relative precision of the score."""
+        return float(np.finfo(np.float64).eps)
 
     @property
     def concurrent(self) -> bool:
@@ -142,6 +152,7 @@ def accounting_window(
     times: tuple[float, float] | None,
 ) -> tuple[float, float]:
     """`Schedule.window`, refusing the default where the entropy has no limit."""
+    window = noise.window(lam, times)
     stated = lam is not None or (times is not None and times[0] > 0.0)
     if not stated and (noise.diverges or singular):
         cause = noise.name if noise.diverges else label
@@ -149,7 +160,7 @@ def accounting_window(
             f"the entropy production of {cause} grows without bound towards the data; "
             "state the window, e.g. lam=(-8, 8) or times=(0.01, 1)."
         )
-    return noise.window(lam, times)
+    return window
 
 
 def oracle(
@@ -163,7 +174,7 @@ def oracle(
 
     By the balance of entropy, total = h(p_T) - h(p_0) + medium, where the medium needs second moments only.  For VP,
     StraightLine and Cosine this is KL(p_0 || p_eq) - KL(p_T || p_eq).  The entropies at both ends come from quadrature
-    (d <= 2) or from quasi-random draws of their own.
+    (few components in d <= 2) or from quasi-random draws of their own.
 
     Parameters
     ----------
@@ -171,7 +182,7 @@ def oracle(
     lam, times : (float, float), optional
         The window, as for `account`.
     rng : int, SeedSequence or Generator
-        Seed of the draws for d > 2.
+        Seed of the quasi-random draws.
 
     Returns
     -------

@@ -30,6 +30,10 @@ LAM_DATA = 20.0
 """Upper edge of the default window, less ln scale**2."""
 
 
+MOST_LAM = 200.0
+"""Bound on the edges of a window; beyond, alpha or sigma are nothing."""
+
+
 class Row(NamedTuple):
     """Scalars of the kernel at one or many values of lam: numbers, arrays or tensors of one shape."""
 
@@ -99,11 +103,14 @@ class Schedule(ABC):
         The default runs from lam(t_end) (or -25 where alpha(t_end) = 0) to 20 - ln scale**2.  ``times = (t0, t1)`` with
         an end where lam is infinite takes the default edge there.
         """
-        low, high = self._default_window()
         if lam is not None and times is not None:
             raise ValueError("window: both lam= and times= were given; give one of them.")
         if lam is not None:
-            return increasing_pair("lam", lam)
+            pair = increasing_pair("lam", lam)
+            if max(map(abs, pair)) > MOST_LAM:
+                raise ValueError(f"lam must lie within -{MOST_LAM:g} ... {MOST_LAM:g}, got ({pair[0]:g}, {pair[1]:g}).")
+            return pair
+        low, high = self._default_window()
         if times is not None:
             start, end = increasing_pair("times", times)
             if start < 0.0 or end > self.t_end:
@@ -116,8 +123,15 @@ class Schedule(ABC):
         return low, high
 
     def _default_window(self) -> tuple[float, float]:
-        low = float(self.lam(self.t_end))
-        return (low if np.isfinite(low) else LAM_NOISE), LAM_DATA - 2.0 * np.log(getattr(self, "scale", 1.0))
+        end = float(self.lam(self.t_end))
+        low = end if np.isfinite(end) else LAM_NOISE
+        high = float(LAM_DATA - 2.0 * np.log(getattr(self, "scale", 1.0)))
+        if not low < high:
+            raise ValueError(
+                f"{self.name} has no default window, its noise end lies at log-SNR {low:.3g} and its data end at "
+                f"{high:.3g}; state the window, e.g. lam=({low:.3g}, {low + 20:.3g})."
+            )
+        return low, high
 
     def to_dict(self) -> dict[str, Any]:
         """Class name and parameters, for records."""

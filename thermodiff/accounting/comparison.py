@@ -89,9 +89,13 @@ def _learned_and_exact(first: Ledger, second: Ledger) -> tuple[Ledger, Ledger] |
 
 
 def _paired(one: Ledger, one_row: str, two: Ledger, two_row: str) -> Estimate:
+    if one.clusters != two.clusters:
+        # Different data points: sample i of the one has nothing to do with sample i of the other.
+        return one.total(one_row) - two.total(two_row)
     n = min(one.sample_count, two.sample_count)
     gap = one.samples[one_row][:n] - two.samples[two_row][:n]
-    return Estimate(float(np.mean(gap)), standard_error(gap, one.clusters or two.clusters))
+    rounding = max(ledger.quadrature.get("neural - total", 0.0) for ledger in (one, two)) if one_row != two_row else 0.0
+    return Estimate(float(np.mean(gap)), float(np.hypot(standard_error(gap, one.clusters), rounding)))
 
 
 def ratio(learned: Ledger, exact: Ledger) -> Estimate:
@@ -99,5 +103,5 @@ def ratio(learned: Ledger, exact: Ledger) -> Estimate:
     n = min(learned.sample_count, exact.sample_count)
     top, bottom = learned.samples["neural"][:n], exact.samples["total"][:n]
     value = float(np.mean(top) / np.mean(bottom))
-    error = standard_error(top - value * bottom, learned.clusters or exact.clusters)
+    error = standard_error(top - value * bottom, learned.clusters)
     return Estimate(value, error / abs(float(np.mean(bottom))))

@@ -78,7 +78,7 @@ class Ledger:
         if row in self.fixed:
             return self.fixed[row]
         if row == "neural - total":
-            return self._mean(self.samples["neural"] - self.samples["total"], 0.0)
+            return self._mean(self.samples["neural"] - self.samples["total"], self.quadrature.get(row, 0.0))
         if row == "kl_bound":
             mismatch, prior = self.total("mismatch"), self.fixed["prior"]
             return Estimate(mismatch.value + prior.value, float(np.hypot(mismatch.error, prior.error)))
@@ -155,7 +155,7 @@ class Ledger:
             if record["format"] != FORMAT:
                 raise ValueError(f"format {record['format']!r}")
             return cls._from_dict(record)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is not a ledger written by Ledger.save ({error}); save it again.") from None
 
     @classmethod
@@ -164,6 +164,11 @@ class Ledger:
             return {row: np.array(values, dtype=np.float64) for row, values in record[name].items()}
 
         oracle = record["oracle"]
+        nodes = len(record["lam"])
+        columns = [*record["rates"].values(), *record["rate_errors"].values(), record["times"], record["weights"]]
+        lengths = {len(values) for values in record["integrals"].values()}
+        if not nodes or any(len(column) != nodes for column in columns) or len(lengths) != 1 or 0 in lengths:
+            raise ValueError("its arrays do not fit together")
         return cls(
             samples=arrays("integrals"),
             rates=arrays("rates"),

@@ -49,6 +49,11 @@ class Source(Protocol):
     def window(self, lam: tuple[float, float] | None, times: tuple[float, float] | None) -> tuple[float, float]: ...
 
     @property
+    def precision(self) -> float:
+        """Relative precision of the score."""
+        ...
+
+    @property
     def concurrent(self) -> bool:
         """Whether nodes may be computed by several workers at once."""
         ...
@@ -102,6 +107,11 @@ def account(
     Ledger
         Values in nats with standard errors.
 
+    Notes
+    -----
+    Errors cover sampling, quadrature, round-off and, in the default window, what lies beyond it.  They rest on the samples
+    seen: a far-off component that is expected in fewer than some ten of them can make errors too small.
+
     Raises
     ------
     ValueError
@@ -109,6 +119,12 @@ def account(
     DivergenceError
         If a score returns nan or inf.
     """
+    if not hasattr(source, "gram"):
+        raise TypeError(
+            f"account: it measures a Diffusion(data, noise) or a LearnedDiffusion(net, data, noise), got {source!r:.60}."
+        )
+    if executor is not None and not hasattr(executor, "submit"):
+        raise TypeError(f"executor must be a concurrent.futures.Executor, got {executor!r:.60}.")
     nodes, samples = count("nodes", nodes), count("samples", samples, 2)
     chunk = None if chunk is None else count("chunk", chunk)
     if divergence is not None:
@@ -227,4 +243,6 @@ def _quadrature(
     total = float(np.mean(integrals["total"]))
     for name in {"neural", "mismatch"} & set(integrals):
         errors[name] = errors["total"] * abs(float(np.mean(integrals[name])) / total) if total else 0.0
+    # A network answers in its own precision; in a paired difference that may be all there is.
+    errors["neural - total"] = source.precision * abs(total)
     return errors

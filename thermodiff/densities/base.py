@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thermodiff._check import points
+from thermodiff._check import finite_number, points
 from thermodiff.accounting import Estimate
 from thermodiff.accounting.quadrature import Widths
 from thermodiff.densities.entropy import Part, smoothed_entropy
@@ -108,34 +108,36 @@ class Density(ABC):
 
     def log_prob(self, x: npt.ArrayLike, *, alpha: float = 1.0, sigma: float = 0.0) -> FloatArray:
         """log density of alpha x_0 + sigma z at points (n, d); nats, (n,)."""
-        self._require_width(sigma, "log_prob")
+        self._require_kernel(alpha, sigma, "log_prob")
         x = points("x", x, self.dim)
         return at_points(self.law.density, self.law.params, (alpha, sigma * sigma, 0.0, 0.0), x, 2)[:, 0]
 
     def score(self, x: npt.ArrayLike, *, alpha: float = 1.0, sigma: float = 0.0) -> FloatArray:
         """Gradient of the log density of alpha x_0 + sigma z at points (n, d); (n, d)."""
-        self._require_width(sigma, "score")
+        self._require_kernel(alpha, sigma, "score")
         x = points("x", x, self.dim)
         return at_points(self.law.score, self.law.params, (alpha, sigma * sigma, 0.0, 1.0), x, self.dim)
 
     def score_divergence(self, x: npt.ArrayLike, *, alpha: float = 1.0, sigma: float = 0.0) -> FloatArray:
         """Divergence of `score`, exact; (n,)."""
-        self._require_width(sigma, "score_divergence")
+        self._require_kernel(alpha, sigma, "score_divergence")
         x = points("x", x, self.dim)
         return at_points(self.law.score, self.law.params, (alpha, sigma * sigma, 0.0, 1.0), x, self.dim + 1)[:, self.dim]
 
     def entropy(self, *, alpha: float = 1.0, sigma: float = 0.0, rng: Any = 0) -> Estimate:
         """Differential entropy of alpha x_0 + sigma z, in nats.
 
-        Closed form for one component, adaptive quadrature for d <= 2, randomised quasi-Monte Carlo above.
+        Closed form for one component, adaptive quadrature for few components in d <= 2, else randomised quasi-Monte Carlo.
         """
-        self._require_width(sigma, "entropy")
+        self._require_kernel(alpha, sigma, "entropy")
         return smoothed_entropy(self.parts(), self._responsibility_entropy, alpha, sigma, rng)
 
     def _responsibility_entropy(self, x: FloatArray, alpha: float, sigma: float) -> FloatArray:
         return at_points(self.law.density, self.law.params, (alpha, sigma * sigma, 0.0, 0.0), x, 2)[:, 1]
 
-    def _require_width(self, sigma: float, what: str) -> None:
+    def _require_kernel(self, alpha: float, sigma: float, what: str) -> None:
+        if finite_number("sigma", sigma) < 0.0 or finite_number("alpha", alpha) < 0.0:
+            raise ValueError(f"{what}: alpha and sigma must not be negative, got {alpha:g} and {sigma:g}.")
         if self.singular and not sigma > 0.0:
             raise ValueError(f"{what}: a point cloud has a density only after smoothing; pass sigma > 0.")
 

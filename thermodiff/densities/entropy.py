@@ -19,6 +19,8 @@ from thermodiff.accounting import Estimate
 
 FloatArray = npt.NDArray[np.float64]
 
+MOST_BY_CUBATURE = {1: 8, 2: 3}
+"""Components up to which adaptive quadrature takes under a second or so, by dimension."""
 REPLICATES = 32
 WORK = 4_000_000
 """Bound on points x components x dimensions of one replicate."""
@@ -47,7 +49,7 @@ def smoothed_entropy(part: Part, overlap: Responsibility, alpha: float, sigma: f
         return Estimate(separate, 0.0)
     separate -= float(part.weights @ np.log(part.weights))
     widths = np.sqrt(variances)
-    if dim <= 2 and part.weights.size <= 32:
+    if part.weights.size <= MOST_BY_CUBATURE.get(dim, 0):
         shared = _by_cubature(part, overlap, alpha, sigma, widths)
     else:
         shared = _by_quasi_monte_carlo(part, overlap, alpha, sigma, widths, rng)

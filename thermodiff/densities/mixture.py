@@ -132,6 +132,7 @@ def paper_mixture(dim: int) -> GaussianMixture:
     """The five-component mixture of the "Neural Entropy" experiments, for dim 3, 6 or 9; 2 is that of its notebook."""
     table = json.loads(files("thermodiff.densities").joinpath("paper_mixtures.json").read_text())
     names = {len(entry["means"][0]): entry for entry in table.values()}
+    dim = count("dim", dim)
     if dim not in names:
         raise ValueError(f"paper_mixture: got dim={dim!r}; the published mixtures have dim {sorted(names)}.")
     entry = names[dim]
@@ -159,7 +160,11 @@ def _variances(stds: Any, components: int) -> FloatArray:
         raise ValueError(f"stds must have shape ({components},), one per row of means, got {result.shape}.")
     if np.any(result <= 0.0):
         raise ValueError(f"stds must be positive, got {result.min():g}; for points of no width use PointCloud.")
-    return result**2
+    with np.errstate(over="ignore", under="ignore"):
+        variances = result**2
+    if not np.all((variances > 0.0) & (variances < np.inf)):
+        raise ValueError(f"stds must have squares within the range of float64, got {result.min():g} ... {result.max():g}.")
+    return variances
 
 
 def _principal_axes(covs: Any, components: int, dim: int) -> tuple[FloatArray, FloatArray]:

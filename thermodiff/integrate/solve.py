@@ -63,7 +63,7 @@ def reverse(
     start : {"marginal", "equilibrium"}
         Law of the first state: p_T, or the equilibrium of the schedule.
     denoise : bool
-        End with the step to the posterior mean E[x_0 | x].
+        End with the step to the posterior mean E[x_0 | x], where the last time is the data end of the window.
     rng : int, SeedSequence, Generator or None
         Fixes start and noise.
     executor, chunk
@@ -80,7 +80,8 @@ def reverse(
     key = seed_words(rng)
     at, kept = _grid(system, times, lam, steps, descending=True)
     first = _start(system, start, n, float(at[0]), key)
-    return _solve(system, first, at, kept, method, 1.0, key, denoise, executor, chunk)
+    top = system.noise.window(lam=lam)[1]
+    return _solve(system, first, at, kept, method, 1.0, key, denoise, top, executor, chunk)
 
 
 def probability_flow(
@@ -127,7 +128,8 @@ def probability_flow(
         first = _start(system, start, count("n", int(x)), float(at[0]), key)
     else:
         first = np.ascontiguousarray(points("x", x, system.dim).T)
-    return _solve(system, first, at, kept, method, 0.0, key, denoise, executor, chunk)
+    top = system.noise.window(lam=lam)[1]
+    return _solve(system, first, at, kept, method, 0.0, key, denoise, top, executor, chunk)
 
 
 def _system(name: str, system: Any) -> Diffusion:
@@ -194,6 +196,7 @@ def _solve(
     noise: float,
     key: npt.NDArray[np.uint32] | None,
     denoise: bool,
+    top: float,
     executor: Executor | None,
     chunk: int | None,
 ) -> Path:
@@ -218,8 +221,7 @@ def _solve(
         first,
     )
     states = over_blocks(task, first.shape[1], executor, chunk).transpose(0, 2, 1)
-    at_data = bool(np.isclose(at[-1], system.noise.window()[1])) and steps[0] > 0
-    denoised = bool(denoise) and (noise > 0.0 or at_data)
+    denoised = bool(denoise) and steps[0] > 0 and bool(np.isclose(at[-1], top))
     states = np.ascontiguousarray(states)
     if denoised:
         states[-1] = _posterior_mean(system, states[-1], float(at[-1]))

@@ -62,6 +62,11 @@ class LearnedDiffusion:
         return self.data.dim
 
     @property
+    def precision(self) -> float:
+        """Relative precision of what the network returns."""
+        return float(torch.finfo(_dtype(self.net)).eps)
+
+    @property
     def concurrent(self) -> bool:
         """Torch has threads of its own, and a module need not be safe to call from several."""
         return False
@@ -187,18 +192,29 @@ class _Field:
     def __init__(self, net: nn.Module, predicts: str, row: Row, noise: Schedule) -> None:
         self.net, self.predicts, self.row, self.noise = net, predicts, row, noise
         weights = next(iter(net.parameters()), None) if isinstance(net, nn.Module) else None
-        self.dtype = torch.float32 if weights is None else weights.dtype
+        self.dtype = _dtype(net)
         self.device = torch.device("cpu") if weights is None else weights.device
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x = x.to(self.device)
         t = torch.full((x.shape[0],), float(self.row.time), dtype=torch.float64, device=self.device)
-        output = call(self.net, x.to(self.dtype), t)
+        try:
+            output = call(self.net, x.to(self.dtype), t)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the network failed on x of shape {tuple(x.shape)} and t of {tuple(t.shape)}: {error}"
+            ) from error
         if not isinstance(output, torch.Tensor) or output.shape != x.shape:
             got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
             raise ValueError(f"the network must return a tensor of the shape of x, {tuple(x.shape)}, got {got}.")
         # The conversion is done in float64: at the ends of the window it subtracts large terms.
         return dimensionless_score(self.predicts, output.to(torch.float64), x, self.row, self.noise)
+
+
+def _dtype(net: nn.Module) -> torch.dtype:
+    """Type of the weights; float32 without weights."""
+    weights = next(iter(net.parameters()), None) if isinstance(net, nn.Module) else None
+    return torch.float32 if weights is None else weights.dtype
 
 
 def _dot(one: FloatArray, two: FloatArray) -> FloatArray:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from thermodiff._check import DivergenceError, above, choice, count, seed_words
+from thermodiff._check import DivergenceError, above, choice, count, finite_number, seed_words
 from thermodiff.learned.batches import LamProposal, Source, batches, lam_rows, time_rows
 from thermodiff.learned.checkpoint import save_weights
 from thermodiff.learned.losses import denoising_loss
@@ -102,10 +102,14 @@ def train(
     -----
     The same ``rng``, device, number of threads and starting weights give the same weights.
     """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"train: net must be a torch module, got {type(net).__name__}.")
+    if not isinstance(noise, Schedule):
+        raise TypeError(f"train: noise must be a schedule (VP(), ...), got {type(noise).__name__}.")
     steps, batch = count("steps", steps), count("batch", batch)
     predicts = choice("predicts", predicts or getattr(net, "predicts", "entropy"), PREDICTS)
     lr = above("lr", getattr(net, "learning_rate", 2e-4) if lr is None else lr, 0.0, "nothing would be learned")
-    if not 0.0 <= ema < 1.0:
+    if not 0.0 <= finite_number("ema", ema) < 1.0:
         raise ValueError(f"ema must be at least 0 and below 1, got {ema!r}.")
     source = Source(data)
     _check_dim(net, source)

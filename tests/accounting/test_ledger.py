@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from systems import LINE, PLANE
-from truths import GAUSSIAN_RATES, START, gaussian_rate
+from truths import GAUSSIAN_RATES, START, gaussian_arc_total, gaussian_rate
 
 import thermodiff as td
 from thermodiff.accounting.ledger import standard_error
@@ -25,7 +25,8 @@ def gaussian() -> td.Ledger:
 
 
 def test_rows(ledger: td.Ledger) -> None:
-    assert ledger.rows == ("total", "system", "medium", "residual", "excess", "housekeeping")
+    assert set(ledger.rows) == {"total", "system", "medium", "residual", "excess", "housekeeping"}
+    assert len(ledger.rows) == 6
 
 
 def test_the_value_is_the_mean_of_the_samples_and_the_error_its_spread(ledger: td.Ledger) -> None:
@@ -66,10 +67,13 @@ def test_rate_of_a_gaussian_at_t_0_2(parameters: dict, truth: float) -> None:
         )
 
     assert exact(0.2) == pytest.approx(truth, rel=1e-10)
-    found = td.account(td.Diffusion(td.Gaussian([START[0]], std=0.5), noise), samples=1000, rng=2)
+    found = td.account(td.Diffusion(td.Gaussian([START[0]], std=0.5), noise), rng=2)
     gap = found.rate("total") - [exact(t) for t in found.times]
-    assert np.all(np.abs(gap) < 4.0 * found.error("total") + 1e-9 * found.rate("total"))
-    assert np.median(np.abs(gap) / found.rate("total")) < 1e-8
+    z = gap / found.error("total")
+    # One of 64 nodes may stray a little; together they must scatter as their errors say.
+    assert 0.7 < np.sqrt(np.mean(z**2)) < 1.3
+    assert np.abs(z).max() < 5.0
+    assert np.median(np.abs(gap) / found.rate("total")) < 1e-4
 
 
 def test_rate_errors_are_standard_errors(ledger: td.Ledger) -> None:
@@ -80,35 +84,40 @@ def test_rate_errors_are_standard_errors(ledger: td.Ledger) -> None:
     assert combined == pytest.approx(samples.std(ddof=1) / np.sqrt(samples.size), rel=0.1)
 
 
-def test_the_running_integral_rises_from_zero_to_the_total(gaussian: td.Ledger) -> None:
-    """To the accuracy of the interpolating polynomial, 1e-7 of the total."""
-    cumulative, total = gaussian.cumulative("total"), gaussian.total("total").value
-    assert np.all(np.diff(cumulative) > -1e-7 * total)
-    assert abs(cumulative[0]) < 1e-7 * total
-    assert cumulative[-1] == pytest.approx(total, rel=1e-5)
+def test_the_running_integral_of_the_closed_form_rate(gaussian: td.Ledger) -> None:
+    """With the exact rate at the nodes it is the entropy produced so far, to the accuracy of the interpolant."""
+    noise = td.VP()
+    row = noise.at(gaussian.lam)
+    per_time = [
+        gaussian_rate(*START, float(a), float(s) ** 2, float(noise.drift_rate(t)), float(noise.diffusivity(t)))
+        for a, s, t in zip(row.alpha, row.sigma, row.time, strict=True)
+    ]
+    exact = replace(gaussian, rates={"total": np.array(per_time) / gaussian.lam_per_time})
+    high = gaussian.window[1]
+    expected = [gaussian_arc_total(START[0], START[1], 1.0, (lam, high)) for lam in gaussian.lam]
+    np.testing.assert_allclose(exact.cumulative("total"), expected, rtol=0.0, atol=3e-7)
 
 
-def test_the_running_integral_is_the_account_of_a_shorter_window(gaussian: td.Ledger) -> None:
-    middle = 32
-    part = td.account(
-        td.Diffusion(td.Gaussian([START[0]], std=0.5), td.VP()), samples=1000, rng=3,
-        lam=(float(gaussian.lam[middle]), gaussian.window[1]),
-    )  # fmt: skip
-    expected = part.total("total").value
-    assert expected > 0.005
-    assert gaussian.cumulative("total")[middle] == pytest.approx(expected, abs=1e-7 * gaussian.total("total").value)
+def test_the_running_integral_ends_at_the_total(gaussian: td.Ledger) -> None:
+    cumulative, total = gaussian.cumulative("total"), gaussian.total("total")
+    first, last = (np.array([1.0, -1.0]) * (np.array(gaussian.window)[::-1] - gaussian.lam[[0, -1]])) * gaussian.rate(
+        "total", per="lam"
+    )[[0, -1]]
+    # What is missing at either end is the last stretch of the window, at the rate of its node.
+    assert abs(cumulative[0] - first) < 4.0 * total.error
+    assert abs(cumulative[-1] + last - total.value) < 4.0 * total.error + 0.1 * last
 
 
 def test_a_missing_row_names_the_rows_there_are(ledger: td.Ledger) -> None:
     for call in (ledger.total, ledger.rate, ledger.error, ledger.cumulative):
-        with pytest.raises(KeyError, match="no row 'nonsense'; its rows are total, system, medium, residual"):
+        with pytest.raises(KeyError, match=f"no row 'nonsense'; its rows are {', '.join(ledger.rows)}"):
             call("nonsense")
     with pytest.raises(KeyError, match="no row 'neural' .it needs a LearnedDiffusion"):
         ledger.total("neural")
 
 
 def test_a_fixed_row_has_no_rate(ledger: td.Ledger) -> None:
-    with pytest.raises(KeyError, match="row 'excess' has no rate; rows with a rate are total"):
+    with pytest.raises(KeyError, match=f"row 'excess' has no rate; rows with a rate are {', '.join(ledger.rates)}"):
         ledger.rate("excess")
 
 

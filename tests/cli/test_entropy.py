@@ -132,7 +132,7 @@ def test_covariances_and_several_schedules(tmp_path: Path) -> None:
 def test_vectors(tmp_path: Path) -> None:
     entries, records = do(tmp_path / "out", data=vectors(tmp_path / "x.npz"), steps=10, samples=100)
     assert [(record["score"], record["data"]) for record in records] == [
-        ("exact", "training points (memorising law)"), ("learned", "training"), ("learned", "held-out"),
+        ("exact", "memorising law"), ("learned", "training"), ("learned", "held-out"),
     ]  # fmt: skip
     exact, train, held = records
     assert exact["window"] == train["window"] == held["window"]

@@ -104,7 +104,7 @@ def test_learned_beside_exact(tmp_path: Path) -> None:
 
 def test_samples_have_no_share(tmp_path: Path) -> None:
     learned = Entry(ledger({"medium": 0.75, "neural": 1.0}), score="learned", data="held-out")
-    text = shown([Entry(ledger(EXACT), data="training points (memorising law)"), learned], tmp_path)
+    text = shown([Entry(ledger(EXACT), data="memorising law"), learned], tmp_path)
     assert "held-out" in text
     assert "neural / total" not in text
 

@@ -137,7 +137,7 @@ def test_training_mode_comes_back_after_an_error() -> None:
             raise RuntimeError("out of order")
 
     net = Broken().train()
-    with pytest.raises(RuntimeError, match="out of order"):
+    with pytest.raises(ValueError, match="out of order"):
         learned_ledger(net, VP(), nodes=3)
     assert net.training
 

@@ -54,8 +54,8 @@ def compare(first: Ledger, second: Ledger) -> Comparison:
     Parameters
     ----------
     first, second : Ledger
-        Made with the same ``rng``, ``nodes`` and window, so that sample i of both is the same draw.  Where the numbers of
-        samples differ, the common ones are paired.
+        Made with the same ``rng``, ``nodes`` and window, so that sample i of both is the same draw.  With different
+        numbers of samples the common ones are compared, and most of the gain of pairing is lost.
 
     Raises
     ------

@@ -44,9 +44,13 @@ class Estimate:
         return record if self.z is None else {**record, "z": self.z}
 
 
+MOST_DIGITS = 8
+"""Decimals that are shown at most."""
+
+
 def format_value(value: float, error: float) -> str:
     """``value`` to the first digit of its error; six significant digits where the error is zero."""
     if not error > 0.0 or not math.isfinite(value):
         return f"{value:.6g}"
-    digits = max(0, min(12, 1 - math.floor(math.log10(error))))
+    digits = max(0, min(MOST_DIGITS, 1 - math.floor(math.log10(error))))
     return f"{value:.{digits}f}"

@@ -14,7 +14,7 @@ from thermodiff._check import DivergenceError, choice, count, seed_words
 from thermodiff._tasks import in_order, one_blas_thread
 from thermodiff.accounting.estimate import Estimate
 from thermodiff.accounting.ledger import Ledger, standard_error
-from thermodiff.accounting.moments import Gram, Node, controls, reduce_variance, rows
+from thermodiff.accounting.moments import SAMPLES_PER_CONTROL, Gram, Node, balance, controls, reduce_variance, rows
 from thermodiff.accounting.nodes import gauss_legendre
 from thermodiff.accounting.quadrature import Widths, quadrature_errors
 from thermodiff.schedules import Row, Schedule
@@ -182,6 +182,10 @@ def _measure_node(
     here = rows(gram, node)
     # The residual tests the identities that the controls rest on: it stays as drawn.
     names = [name for name in here if name != "residual"]
+    rest = balance(gram, node)
+    if samples < 2 * SAMPLES_PER_CONTROL and rest is not None:
+        # Too few samples to fit anything: take off what is zero on average with its coefficient in the total.
+        here |= {name: here[name] - rest for name in ("total", "system", "neural") if name in here}
     adjusted = reduce_variance(np.array([here[name] for name in names]), controls(gram, node))
     here |= dict(zip(names, adjusted, strict=True))
     means = {name: float(np.mean(values)) for name, values in here.items()}

@@ -46,19 +46,28 @@ def rows(gram: Gram, node: Node) -> dict[str, FloatArray]:
     moment = xx if node.mean_xx is None else np.full_like(xx, node.mean_xx)
     medium = 0.5 * (q * q * moment + q * sigma * dim)
     if "bb" in gram:
-        result["system"] = 0.5 * (gram["bb"] + q * sigma * dim)
-        result["total"] = result["system"] + medium
+        total = 0.5 * (q * q * xx - 2.0 * q * gram["xb"] + gram["bb"])
+        result |= {"total": total, "system": total - medium}
     result["medium"] = medium
-    if "xb" in gram and "xe" not in gram:
-        result["residual"] = 0.5 * (q * gram["xb"] - gram["bb"] + sigma * q * dim - gram["div"])
-    if "xe" in gram:
-        xe, ee = gram["xe"], gram["ee"]
-        result["neural"] = 0.5 * (q * q * xx - 2.0 * q * xe + ee)
-        if "eb" in gram:
-            result["mismatch"] = 0.5 * (ee - 2.0 * gram["eb"] + gram["bb"])
-        if "ediv" in gram:
-            result["residual"] = 0.5 * (q * xe - ee + sigma * q * dim - gram["ediv"])
+    if "xe" not in gram:
+        if "bb" in gram:
+            result["residual"] = 0.5 * (q * gram["xb"] - gram["bb"] + sigma * q * dim - gram["div"])
+        return result
+    xe, ee = gram["xe"], gram["ee"]
+    result["neural"] = 0.5 * (q * q * xx - 2.0 * q * xe + ee)
+    if "eb" in gram:
+        result["mismatch"] = 0.5 * (ee - 2.0 * gram["eb"] + gram["bb"])
+    if "ediv" in gram:
+        result["residual"] = 0.5 * (q * xe - ee + sigma * q * dim - gram["ediv"])
     return result
+
+
+def balance(gram: Gram, node: Node) -> FloatArray | None:
+    """What total holds besides |b|^2 / 2, less its mean: zero on average, and most of the noise where scale is small."""
+    if node.mean_xx is None or "xb" not in gram:
+        return None
+    q = node.q
+    return 0.5 * q * q * (gram["xx"] - node.mean_xx) - q * (gram["xb"] + node.sigma * node.dim)
 
 
 def controls(gram: Gram, node: Node) -> list[Control]:
@@ -69,7 +78,12 @@ def controls(gram: Gram, node: Node) -> list[Control]:
     g = s, s log p, s |x|^2, x log p and x |x|^2; last, what is known of each component.
     """
     shift, size = node.sigma * node.dim, node.mean_cc
-    result = [(gram["cc"] - node.mean_cc, size), (gram["xc"] + shift, shift)]
+    result: list[Control] = []
+    rest = balance(gram, node)
+    if rest is not None and node.mean_xx is not None:
+        # First, and by itself: as a combination of nearly dependent controls it would be fitted worse.
+        result.append((rest, node.q**2 * node.mean_xx))
+    result += [(gram["cc"] - node.mean_cc, size), (gram["xc"] + shift, shift)]
     if node.mean_xx is not None:
         result.append((gram["xx"] - node.mean_xx, node.mean_xx))
     if "xb" in gram:

@@ -82,7 +82,7 @@ def run(
     for name, noise in chosen.items():
         options = {"nodes": nodes, "samples": samples, "rng": seed, "lam": windows[name]}
         system = Diffusion(problem.law, noise)
-        label = "law" if problem.held_out is None else "training points (memorising law)"
+        label = "law" if problem.held_out is None else "memorising law"
         with _bar(f"{name}: exact ledger", nodes, quiet) as progress:
             entries.append(Entry(name, "exact", label, account(system, progress=progress, **options)))
         if not exact:
@@ -94,11 +94,12 @@ def run(
     return entries
 
 
-def _window(problem: Problem, noise: Schedule, lam: tuple[float, float] | None) -> tuple[float, float]:
+def _window(problem: Problem, noise: Schedule, lam: tuple[float, float] | None) -> tuple[float, float] | None:
+    """The window to ask for; None for the schedule's own, which stands for the whole process."""
     if lam is not None:
         return increasing_pair("--lam", lam)
-    low, high = noise.window()
     if problem.top is not None:
+        low = noise.window()[0]
         if not low < problem.top:
             raise ValueError(
                 f"the vectors are so wide that {noise.name} leaves no default window (log-SNR {low:.3g} ... "
@@ -109,7 +110,7 @@ def _window(problem: Problem, noise: Schedule, lam: tuple[float, float] | None) 
         raise ValueError(
             f"the entropy of {noise.name} grows without bound towards the data; state the window, e.g. --lam -8 8."
         )
-    return low, high
+    return None
 
 
 def _require_torch() -> None:
@@ -123,7 +124,7 @@ def _require_torch() -> None:
 
 
 def _train(
-    problem: Problem, noise: Schedule, window: tuple[float, float], steps: int, seed: int, quiet: bool, name: str
+    problem: Problem, noise: Schedule, window: tuple[float, float] | None, steps: int, seed: int, quiet: bool, name: str
 ) -> Any:
     from thermodiff.learned import ControlMLP, torch_threads, train
 
@@ -173,7 +174,7 @@ def _write(out: Path, entries: list[Entry], networks: dict[str, Any], schedules:
         from thermodiff.learned import save_weights
 
         save_weights(net, out / name, noise=schedules[name], predicts="entropy")
-        written.append(out / f"{name}.safetensors")
+        written += [out / f"{name}.safetensors", out / f"{name}.json"]
     if picture is not None:
         write_atomically(out / "ledger.png", picture)
         written.append(out / "ledger.png")

@@ -77,12 +77,14 @@ def _by_cubature(part: Part, overlap: Responsibility, alpha: float, sigma: float
             bell = np.exp(-0.5 * np.sum(unit * unit, axis=1)) / (2.0 * np.pi) ** (0.5 * dim)
             return bell * overlap(_place(part, k, alpha, widths, unit), alpha, sigma)
 
-        # The other centres split the region: a narrow component inside a broad one is then not stepped over.
+        # The other centres, and edges around the narrower of them, split the region: none is then stepped over.
         others = alpha * (np.delete(part.means, k, axis=0) - part.means[k])
         if part.axes is not None:
             others = others @ part.axes[k].T
-        others = others / widths[k]
-        inside = [point for point in others if np.all(np.abs(point) < 9.0)]
+        others, ratios = others / widths[k], np.delete(widths, k, axis=0).max(axis=1, keepdims=True) / widths[k].min()
+        narrow = ratios[:, 0] < 0.5
+        edges = [others[narrow] + step * ratios[narrow] for step in (-8.0, -1.0, 1.0, 8.0)]
+        inside = [point for point in np.concatenate([others, *edges]) if np.all(np.abs(point) < 9.0)]
         edge, tolerance = np.full(dim, 9.0), dict[str, Any](rtol=0.0, atol=1e-10)
         result = cubature(integrand, -edge, edge, points=inside, max_subdivisions=2000, **tolerance)
         value += weight * float(result.estimate)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Path:
     """What an integrator returns.
 
@@ -33,6 +33,11 @@ class Path:
     states: FloatArray
     key: tuple[int, int] | None
     denoised: bool
+
+    def __repr__(self) -> str:
+        count, n, dim = self.states.shape
+        times = f"t = {self.times[0]:.4g} ... {self.times[-1]:.4g}"
+        return f"Path({n} paths in d = {dim} at {count} times, {times}{', denoised' if self.denoised else ''})"
 
     @property
     def final(self) -> FloatArray:

@@ -200,9 +200,9 @@ class _Field:
         t = torch.full((x.shape[0],), float(self.row.time), dtype=torch.float64, device=self.device)
         try:
             output = call(self.net, x.to(self.dtype), t)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise ValueError(
-                f"the network failed on x of shape {tuple(x.shape)} and t of {tuple(t.shape)}: {error}"
+                f"the network, called as net(x, t) with x {tuple(x.shape)} and t {tuple(t.shape)}, failed: {error}"
             ) from error
         if not isinstance(output, torch.Tensor) or output.shape != x.shape:
             got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -10,6 +12,7 @@ from contextlib import AbstractContextManager
 from functools import cache
 from typing import TypeVar
 
+import numpy as np
 from threadpoolctl import ThreadpoolController
 
 T = TypeVar("T")
@@ -29,6 +32,22 @@ def one_blas_thread() -> AbstractContextManager[object]:
 def _threads() -> ThreadPoolExecutor:
     """One pool for the process; kernels and NumPy release the GIL."""
     return ThreadPoolExecutor(max_workers=cores(), thread_name_prefix="thermodiff")
+
+
+_OWN = threading.local()
+
+
+def workspace(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """An array of this thread, not initialised, that the next request of the same name overwrites.
+
+    Fresh memory of this size comes as untouched pages, and touching them first costs more than the work done on them.
+    """
+    size = math.prod(shape)
+    buffer = getattr(_OWN, name, None)
+    if buffer is None or buffer.size < size:
+        buffer = np.empty(size)
+        setattr(_OWN, name, buffer)
+    return buffer[:size].reshape(shape)
 
 
 def cores() -> int:

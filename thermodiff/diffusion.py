@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thermodiff._check import time_within
+from thermodiff._tasks import workspace
 from thermodiff.accounting import Estimate
 from thermodiff.accounting.moments import Gram
 from thermodiff.accounting.nodes import fine
@@ -124,7 +125,8 @@ class Diffusion:
             raise ValueError('Diffusion: divergence="hutchinson" is for networks; here the divergence is always exact.')
         law, blocks, alpha, sigma = self.data.law, -(-samples // LANES), float(row.alpha), float(row.sigma)
         chunk = chunk or blocks
-        out = np.empty((len(GRAM) + 2 + law.component_rows, blocks * LANES))
+        # Used up within the task of this node, before the thread asks for it again.
+        out = workspace("gram", (len(GRAM) + 2 + law.component_rows, blocks * LANES))
         for first in range(0, blocks, chunk):
             last = min(first + chunk, blocks)
             part = out if chunk >= blocks else np.empty((out.shape[0], (last - first) * LANES))

@@ -19,6 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from thermodiff._tasks import workspace
+
 FloatArray = npt.NDArray[np.float64]
 Gram = dict[str, FloatArray]
 Control = tuple[FloatArray, float]
@@ -141,7 +143,8 @@ def reduce_variance(values: FloatArray, zero_mean: list[Control]) -> FloatArray:
     zero_mean = zero_mean[: half // SAMPLES_PER_CONTROL]
     if not zero_mean:
         return values
-    table = np.array([control for control, _ in zero_mean] + list(values))
+    table = workspace("controls", (len(zero_mean) + len(values), values.shape[1]))
+    np.stack([control for control, _ in zero_mean] + list(values), out=table)
     sizes = np.array([size for _, size in zero_mean])
     adjusted = values.copy()
     for here, other in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):

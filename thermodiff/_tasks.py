@@ -29,9 +29,9 @@ def one_blas_thread() -> AbstractContextManager[object]:
 
 
 @cache
-def _threads() -> ThreadPoolExecutor:
-    """One pool for the process; kernels and NumPy release the GIL."""
-    return ThreadPoolExecutor(max_workers=cores(), thread_name_prefix="thermodiff")
+def _helpers() -> ThreadPoolExecutor:
+    """One pool for the process, beside the thread that calls; kernels and NumPy release the GIL."""
+    return ThreadPoolExecutor(max_workers=max(cores() - 1, 1), thread_name_prefix="thermodiff")
 
 
 _OWN = threading.local()
@@ -56,20 +56,56 @@ def cores() -> int:
 
 
 def in_order(function: Callable[[int], T], count: int, executor: Executor | None, *, concurrent: bool = True) -> Iterator[T]:
-    """Yield ``function(0) ... function(count - 1)`` in order, computed by ``executor`` (None: threads).
+    """Yield ``function(0) ... function(count - 1)`` in order, computed by ``executor`` (None: threads, this one among them).
 
-    A few tasks per worker are under way at a time, so memory does not grow with ``count``.  Without ``concurrent`` the
-    calls are made here, one by one.
+    A few tasks per worker of an executor are under way at a time, so memory does not grow with ``count``.  Without
+    ``concurrent`` the calls are made here, one by one.
     """
-    if not concurrent or count == 1:
+    if not concurrent or count == 1 or (executor is None and cores() == 1):
         yield from map(function, range(count))
-        return
-    pool = executor or _threads()
-    ahead = 4 * (getattr(pool, "_max_workers", None) or cores())
+    elif executor is None:
+        yield from _with_helpers(function, count)
+    else:
+        yield from _submitted(function, count, executor)
+
+
+def _with_helpers(function: Callable[[int], T], count: int) -> Iterator[T]:
+    """Work here too: a thread that only waits is often woken on the core of a worker, which then stands still."""
+    results: list[Future[T]] = [Future() for _ in range(count)]
+    unclaimed = iter(range(count))
+
+    def work() -> bool:
+        k = next(unclaimed, None)
+        if k is None:
+            return False
+        try:
+            results[k].set_result(function(k))
+        except Exception as error:
+            results[k].set_exception(error)
+        return True
+
+    def help_out() -> None:
+        while work():
+            pass
+
+    for _ in range(min(cores(), count) - 1):
+        _helpers().submit(help_out)
+    try:
+        for result in results:
+            while not result.done() and work():
+                pass
+            yield result.result()
+    finally:
+        # Whatever ends this early leaves nothing to claim.
+        deque(unclaimed, maxlen=0)
+
+
+def _submitted(function: Callable[[int], T], count: int, executor: Executor) -> Iterator[T]:
+    ahead = 4 * (getattr(executor, "_max_workers", None) or cores())
     waiting: deque[Future[T]] = deque()
     try:
         for k in range(count):
-            waiting.append(pool.submit(function, k))
+            waiting.append(executor.submit(function, k))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:

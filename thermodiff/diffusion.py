@@ -12,15 +12,21 @@ import numpy.typing as npt
 from thermodiff._check import time_within
 from thermodiff._tasks import workspace
 from thermodiff.accounting import Estimate
-from thermodiff.accounting.moments import Gram
+from thermodiff.accounting.moments import Plan
 from thermodiff.accounting.nodes import fine
 from thermodiff.accounting.quadrature import Widths
 from thermodiff.densities import Density, Samples
-from thermodiff.kernels.integrands import GRAM, gram
+from thermodiff.kernels.controls import adjust
+from thermodiff.kernels.integrands import GRAM, gram, integrate
 from thermodiff.kernels.jit import LANES
 from thermodiff.schedules import Row, Schedule
 
 FloatArray = npt.NDArray[np.float64]
+
+NODES_TOGETHER = 4
+"""Nodes whose draws are made together: four consecutive ones share counters of the random numbers."""
+MOST_TOGETHER = 65536
+"""Samples beyond which nodes are taken one by one, for the sake of memory."""
 
 
 class Diffusion:
@@ -52,8 +58,8 @@ class Diffusion:
         """E|x_0|^2."""
         return self.data.second_moment
 
-    def conditional_moment(self, alpha: float, sigma: float) -> float:
-        """E|c|^2 with c = sigma times the score of x given its component."""
+    def conditional_moment(self, alpha: npt.ArrayLike, sigma: npt.ArrayLike) -> FloatArray:
+        """E|c|^2 with c = sigma times the score of x given its component; (...) as alpha and sigma."""
         return self.data.conditional_moment(alpha, sigma)
 
     @property
@@ -111,31 +117,44 @@ class Diffusion:
         """The kernels release the GIL."""
         return True
 
-    def gram(
-        self,
-        key: npt.NDArray[np.uint32],
-        node: int,
-        row: Row,
-        samples: int,
-        divergence: str | None,
-        chunk: int | None,
-    ) -> Gram:
-        """Inner products of (x, c, b) for the samples of one node, from the fused kernel."""
+    def products(self, divergence: str | None = None) -> tuple[str, ...]:
+        """Names of the rows of `gram`."""
         if divergence == "hutchinson":
             raise ValueError('Diffusion: divergence="hutchinson" is for networks; here the divergence is always exact.')
-        law, blocks, alpha, sigma = self.data.law, -(-samples // LANES), float(row.alpha), float(row.sigma)
-        chunk = chunk or blocks
-        # Used up within the task of this node, before the thread asks for it again.
-        out = workspace("gram", (len(GRAM) + 2 + law.component_rows, blocks * LANES))
-        for first in range(0, blocks, chunk):
-            last = min(first + chunk, blocks)
-            part = out if chunk >= blocks else np.empty((out.shape[0], (last - first) * LANES))
-            gram(law.draw, law.score, key, first, last, node, alpha, sigma, law.params, part)
-            if part is not out:
-                out[:, first * LANES : last * LANES] = part
-        out = out[:, :samples]
-        zero = out[len(GRAM) + 2 :][law.common_rows(self.data.parts().weights)]
-        return dict(zip((*GRAM, "div", "logp"), out, strict=False), zero=zero)
+        return (*GRAM, "div", "logp", *self.data.component_names)
+
+    def gram(
+        self, key: npt.NDArray[np.uint32], node: int, row: Row, samples: int, divergence: str | None = None
+    ) -> FloatArray:
+        """Inner products of (x, c, b) for the samples of the nodes from ``node`` on, (m, products, samples)."""
+        law, blocks = self.data.law, -(-samples // LANES)
+        out = np.empty((len(row.lam), len(self.products(divergence)), blocks * LANES))
+        gram(law.draw, law.score, key, 0, blocks, node, np.stack([row.alpha, row.sigma], axis=1), law.params, out)
+        return out[:, :, :samples]
+
+    def integrate(
+        self,
+        key: npt.NDArray[np.uint32],
+        nodes: slice,
+        row: Row,
+        plan: Plan,
+        weights: FloatArray,
+        divergence: str | None,
+        chunk: int | None,
+        sums: FloatArray,
+    ) -> FloatArray:
+        """Add the weighted values of every sample at ``nodes`` to ``sums``; see `thermodiff.accounting.measure.Source`."""
+        law, (values, samples) = self.data.law, sums.shape
+        blocks, scalars = -(-samples // LANES), np.stack([row.alpha, row.sigma], axis=1)
+        together = NODES_TOGETHER if samples <= MOST_TOGETHER else 1
+        # Rows a multiple of 4096 bytes apart would share the same few places of the cache.
+        work = workspace("gram", (together, len(self.products(divergence)), blocks * LANES + 16))
+        out, statistics = workspace("values", sums.shape), np.empty((len(weights), values, 2))
+        integrate(
+            law.draw, law.score, adjust, key, chunk or blocks, nodes.start, scalars, law.params,
+            *plan.arguments(nodes), weights, work, out, sums, statistics,
+        )  # fmt: skip
+        return statistics
 
     def fixed_rows(self, window: tuple[float, float], total: Estimate | None) -> dict[str, Estimate]:
         """Excess and housekeeping, which theory fixes: v is a gradient, so the whole of the total is excess."""

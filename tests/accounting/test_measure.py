@@ -11,6 +11,7 @@ import thermodiff as td
 from thermodiff._check import DivergenceError
 from thermodiff.diffusion import Diffusion
 from thermodiff.kernels import integrands, march
+from thermodiff.kernels.controls import adjust
 
 
 def gaussian(noise: td.Schedule) -> Diffusion:
@@ -165,16 +166,45 @@ def test_errors_are_as_wide_as_the_scatter_for_separated_narrow_modes() -> None:
         assert 0.75 < found[row] < 1.25, found
 
 
+class ByParts(Diffusion):
+    """Products first, then the adjustment, each a call from here, so that the products can be altered in between."""
+
+    def alter(self, node: int, products: dict[str, np.ndarray]) -> None:
+        """Change the products of a node in place."""
+
+    def gram(self, key, node, row, samples, divergence=None):
+        gram = super().gram(key, node, row, samples, divergence)
+        for j, table in enumerate(gram):
+            self.alter(node + j, dict(zip(self.products(), table, strict=True)))
+        return gram
+
+    def integrate(self, key, nodes, row, plan, weights, divergence, chunk, sums):
+        gram = self.gram(key, nodes.start, row, sums.shape[1], divergence)
+        out, statistics = np.empty_like(sums), np.empty((len(weights), len(sums), 2))
+        for j, weight in enumerate(weights):
+            table = np.ascontiguousarray(gram[j])
+            adjust(table, sums.shape[1], *plan.arguments(nodes.start + j), out, statistics[j])
+            sums += weight * out
+        return statistics
+
+
+@pytest.mark.parametrize("samples", [100, 1000, 3001])
+def test_the_fused_kernel_is_its_parts(samples: int) -> None:
+    whole, parts = (td.account(kind(PLANE, td.VP()), nodes=11, samples=samples, rng=1) for kind in (Diffusion, ByParts))
+    for name, values in whole.samples.items():
+        np.testing.assert_allclose(parts.samples[name], values, rtol=1e-13, atol=1e-14, err_msg=name)
+        np.testing.assert_array_equal(parts.rates[name], whole.rates[name], err_msg=name)
+
+
 def sabotage(monkeypatch: pytest.MonkeyPatch, **factors: float) -> td.Ledger:
     """An account of PLANE whose inner products are multiplied by ``factors``."""
-    genuine = Diffusion.gram
 
-    def altered(self, *arguments, **keywords):
-        gram = genuine(self, *arguments, **keywords)
-        return gram | {name: factor * gram[name] for name, factor in factors.items()}
+    def alter(self, node, products):
+        for name, factor in factors.items():
+            products[name] *= factor
 
-    monkeypatch.setattr(Diffusion, "gram", altered)
-    return td.account(Diffusion(PLANE, td.VP()), rng=8, divergence="exact")
+    monkeypatch.setattr(ByParts, "alter", alter)
+    return td.account(ByParts(PLANE, td.VP()), rng=8, divergence="exact")
 
 
 def alarms(ledger: td.Ledger) -> list[str]:
@@ -244,31 +274,30 @@ def test_no_recompilation_for_laws_and_schedules() -> None:
             system = Diffusion(data, noise)
             td.account(system, nodes=2, samples=10, rng=0, lam=(-4.0, 4.0))
             td.reverse(system, 10, steps=2, lam=(-4.0, 4.0), rng=0)
-    assert len(integrands.gram.dispatcher.signatures) == 1
+    assert len(integrands.integrate.dispatcher.signatures) == 1
     assert len(march.march.dispatcher.signatures) == 1
 
 
-def test_progress_is_called_after_every_node() -> None:
+def test_progress_reaches_the_end() -> None:
     seen = []
     td.account(
-        Diffusion(LINE, td.VP()), nodes=5, samples=100, rng=0, progress=lambda done, nodes: seen.append((done, nodes))
+        Diffusion(LINE, td.VP()), nodes=20, samples=100, rng=0, progress=lambda done, nodes: seen.append((done, nodes))
     )
-    assert seen == [(k, 5) for k in range(1, 6)]
+    assert seen == [(8, 20), (16, 20), (20, 20)]
 
 
 def test_a_score_that_is_nan_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    genuine = Diffusion.gram
-
-    def broken(self, key, node, *arguments, **keywords):
-        gram = genuine(self, key, node, *arguments, **keywords)
+    def alter(self, node, products):
         if node == 3:
-            gram["xb"] = gram["xb"].copy()
-            gram["xb"][:7] = np.nan
-        return gram
+            products["xb"][:7] = np.nan
 
-    monkeypatch.setattr(Diffusion, "gram", broken)
-    with pytest.raises(DivergenceError, match="nan or infinite for 7 of 100 samples at lam = "):
-        td.account(Diffusion(LINE, td.VP()), nodes=8, samples=100, rng=0)
+    monkeypatch.setattr(ByParts, "alter", alter)
+    system = ByParts(LINE, td.VP())
+    lam = np.polynomial.legendre.leggauss(8)[0][::-1][3]
+    low, high = system.window()
+    place = f"{0.5 * (low + high) + 0.5 * (high - low) * lam:.4g}"
+    with pytest.raises(DivergenceError, match=f"nan or infinite for 7 of 100 samples at lam = {place} "):
+        td.account(system, nodes=8, samples=100, rng=0)
 
 
 @pytest.mark.parametrize(

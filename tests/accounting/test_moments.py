@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 from truths import BIM1, mixture_oracle
 
-from thermodiff.accounting.moments import Node, controls, reduce_variance, rows
+from thermodiff.accounting.moments import Row, Scalars, controls, known_medium, plan, values
+from thermodiff.kernels.controls import TERMS, adjust
+
+Table = tuple[tuple[str, ...], np.ndarray]
 
 ALPHA, SIGMA, GROWTH = 0.8, 0.6, 0.18
 Q = -2.0 * GROWTH / SIGMA
 
 
-def sample(n: int, seed: int = 0, learned: bool = False) -> tuple[dict[str, np.ndarray], Node]:
+def sample(n: int, seed: int = 0, learned: bool = False) -> tuple[Table, Scalars]:
     """Inner products of BIM-1 made in plain NumPy."""
     rng = np.random.default_rng(seed)
     weights, means, stds = (np.array(values) for values in (BIM1.weights, BIM1.means, BIM1.stds))
@@ -28,130 +31,167 @@ def sample(n: int, seed: int = 0, learned: bool = False) -> tuple[dict[str, np.n
         e = 0.9 * b + 0.05 * x
         gram |= {"xe": x * e, "ee": e * e, "eb": e * b, "ediv": 0.9 * gram["div"] + 0.05 * SIGMA}
     moment = ALPHA**2 * BIM1.second_moment + SIGMA**2
-    return gram, Node(SIGMA, Q, 1, moment, float(weights @ (SIGMA**2 / variance)))
+    zero = gram.pop("zero")
+    names = (*gram, *("zero" for _ in zero))
+    one = np.ones(1)
+    scalars = Scalars(SIGMA * one, Q * one, 1, moment * one, float(weights @ (SIGMA**2 / variance)) * one)
+    return (names, np.vstack([*gram.values(), *zero])), scalars
 
 
-def test_total_is_system_plus_medium_for_every_sample() -> None:
-    gram, node = sample(500)
-    found = rows(gram, node)
-    np.testing.assert_allclose(found["system"] + found["medium"], found["total"], rtol=1e-13, atol=1e-14)
+def only(table: Table, *kept: str) -> Table:
+    names, rows = table
+    chosen = [k for k, name in enumerate(names) if name in kept]
+    return tuple(names[k] for k in chosen), rows[chosen]
+
+
+def evaluate(row: Row, table: Table) -> np.ndarray:
+    """What a row stands for, in plain NumPy."""
+    names, rows = table
+    if row.product is not None:
+        one, two, rest = (evaluate(part, table) for part in row.product)
+        return one * two + rest
+    result = np.full(rows.shape[1], np.ravel(row.constant)[0])
+    for name, factor in row.terms.items():
+        result = result + np.ravel(factor)[0] * rows[names.index(name) if isinstance(name, str) else name]
+    return result
+
+
+def integrands(table: Table, scalars: Scalars) -> dict[str, np.ndarray]:
+    return {name: evaluate(row, table) for name, row in values(table[0], scalars).items()}
+
+
+def adjusted(table: Table, scalars: Scalars) -> dict[str, np.ndarray]:
+    """The values as an account has them."""
+    rows = np.ascontiguousarray(table[1])
+    layout = plan(table[0], scalars, rows.shape[1])
+    out, statistics = np.empty((len(layout.values), rows.shape[1])), np.empty((len(layout.values), 2))
+    adjust(rows, rows.shape[1], *layout.arguments(0), out, statistics)
+    return dict(zip(layout.values, out, strict=True))
 
 
 def test_learned_rows_are_their_definitions() -> None:
     """neural = |a - e|^2 / 2 and mismatch = |e - b|^2 / 2 with a = q x; the residual is v.s + div v of the learned score."""
-    gram, node = sample(500, learned=True)
+    table, scalars = sample(500, learned=True)
+    gram = dict(zip(*table, strict=True))
     x = np.sqrt(gram["xx"])
     b, e = gram["xb"] / x, gram["xe"] / x
-    a, found = Q * x, rows(gram, node)
+    a, found = Q * x, integrands(table, scalars)
     expected = {
-        "neural": 0.5 * (a - e) ** 2, "mismatch": 0.5 * (e - b) ** 2, "residual": 0.5 * ((a - e) * e + SIGMA * Q - gram["ediv"]),
+        "total": 0.5 * (a - b) ** 2, "neural": 0.5 * (a - e) ** 2, "mismatch": 0.5 * (e - b) ** 2,
+        "residual": 0.5 * ((a - e) * e + SIGMA * Q - gram["ediv"]),
     }  # fmt: skip
-    assert set(found) == {"total", "system", "medium", *expected}
-    for row, values in expected.items():
-        np.testing.assert_allclose(found[row], values, rtol=1e-11, atol=1e-12, err_msg=row)
+    assert set(found) == set(expected)
+    for row, expectation in expected.items():
+        np.testing.assert_allclose(found[row], expectation, rtol=1e-11, atol=1e-12, err_msg=row)
 
 
 def test_exact_rows_have_the_mean_of_their_definitions() -> None:
-    """total = |a - b|^2 / 2, system = b.(b - a) / 2, medium = a.(a - b) / 2, each with what is known in closed form put in."""
-    gram, node = sample(400_000)
-    xx, xb, bb, found = gram["xx"], gram["xb"], gram["bb"], rows(gram, node)
+    """total = |a - b|^2 / 2, system = b.(b - a) / 2, medium = a.(a - b) / 2; the medium is put in in closed form."""
+    table, scalars = sample(400_000)
+    gram, found = dict(zip(*table, strict=True)), integrands(table, scalars)
+    xx, xb, bb, medium = gram["xx"], gram["xb"], gram["bb"], known_medium(scalars)
     expected = {
-        "total": 0.5 * (Q * Q * xx - 2.0 * Q * xb + bb),
-        "system": 0.5 * (bb - Q * xb),
-        "medium": 0.5 * (Q * Q * xx - Q * xb),
-        "residual": 0.5 * (Q * xb - bb + SIGMA * Q - gram["div"]),
+        "total": (found["total"], 0.5 * (Q * Q * xx - 2.0 * Q * xb + bb)),
+        "system": (found["total"] - medium, 0.5 * (bb - Q * xb)),
+        "medium": (medium, 0.5 * (Q * Q * xx - Q * xb)),
+        "residual": (found["residual"], 0.5 * (Q * xb - bb + SIGMA * Q - gram["div"])),
     }
-    for row, values in expected.items():
-        gap = found[row] - values
+    for row, (got, definition) in expected.items():
+        gap = got - definition
         assert abs(gap.mean()) <= 4.0 * gap.std() / np.sqrt(gap.size) + 1e-14, row
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["moment known", "moment unknown"])
-def test_without_a_score_only_the_medium_is_there(known: bool) -> None:
-    gram, node = sample(500)
-    moment = gram["xx"]
-    if known:
-        moment = np.full(500, node.mean_xx)
-    else:
-        node = node._replace(mean_xx=None)
-    found = rows({"xx": gram["xx"], "xc": gram["xc"], "cc": gram["cc"]}, node)
+def test_without_a_score_only_the_medium_is_there() -> None:
+    """A constant where the moment is known, else from the samples."""
+    table, scalars = sample(500)
+    plain = only(table, "xx", "xc", "cc")
+    assert integrands(plain, scalars) == {}
+    np.testing.assert_allclose(known_medium(scalars), 0.5 * (Q * Q * scalars.mean_xx + Q * SIGMA), rtol=1e-13)
+    unknown = scalars._replace(mean_xx=None)
+    assert known_medium(unknown) is None
+    found = integrands(plain, unknown)
     assert set(found) == {"medium"}
-    np.testing.assert_allclose(found["medium"], 0.5 * (Q * Q * moment + Q * SIGMA), rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(found["medium"], 0.5 * (Q * Q * plain[1][0] + Q * SIGMA), rtol=1e-13, atol=1e-15)
 
 
 def test_controls_have_mean_zero() -> None:
-    gram, node = sample(400_000)
-    for k, (control, size) in enumerate(controls(gram, node)):
-        assert size > 0.0
+    table, scalars = sample(400_000)
+    for k, row in enumerate(controls(table[0], scalars)):
+        control = evaluate(row, table)
+        assert np.all(np.ravel(row.size) > 0.0)
         assert abs(control.mean()) < 4.0 * control.std() / np.sqrt(control.size), k
 
 
 def test_fewer_controls_where_less_is_known() -> None:
-    gram, node = sample(100)
-    plain = {"xx": gram["xx"], "xc": gram["xc"], "cc": gram["cc"]}
-    counts = [
-        len(controls(known, place)) for known, place in ((plain, node._replace(mean_xx=None)), (plain, node), (gram, node))
-    ]
+    table, scalars = sample(100)
+    plain, unknown = only(table, "xx", "xc", "cc"), scalars._replace(mean_xx=None)
+    counts = [len(controls(names, place)) for (names, _), place in ((plain, unknown), (plain, scalars), (table, scalars))]
     assert counts[:2] == [2, 3]
     assert counts[2] > 3 + 2 + 5
 
 
+def test_components_called_rare_are_no_controls() -> None:
+    (names, _), scalars = sample(100)
+    fewer = tuple("rare" if name == "zero" else name for name in names)
+    assert len(controls(fewer, scalars)) == len(controls(names, scalars)) - names.count("zero")
+
+
 def test_the_reduced_error_is_smaller() -> None:
-    gram, node = sample(10_000)
-    values = np.array([rows(gram, node)["total"]])
-    assert reduce_variance(values, controls(gram, node)).std() < 0.5 * values.std()
+    table, scalars = sample(10_000)
+    assert adjusted(table, scalars)["total"].std() < 0.5 * integrands(table, scalars)["total"].std()
+
+
+def test_the_residual_stays_as_drawn() -> None:
+    table, scalars = sample(3000)
+    np.testing.assert_allclose(
+        adjusted(table, scalars)["residual"], integrands(table, scalars)["residual"], rtol=1e-12, atol=1e-13
+    )
 
 
 def test_the_reduced_value_agrees_with_the_plain_one_within_its_error() -> None:
     """Over 200 seeds the RMS deviation from a long run is the reported error."""
-    gram, node = sample(400_000, seed=999)
-    truth = np.mean(rows(gram, node)["total"] - _fit_on_itself(rows(gram, node)["total"], controls(gram, node)))
+    table, scalars = sample(400_000, seed=999)
+    matrix = np.array([evaluate(row, table) for row in controls(table[0], scalars)])
+    total = integrands(table, scalars)["total"]
+    fit = np.linalg.lstsq(np.vstack([np.ones(total.size), matrix]).T, total, rcond=1e-9)[0][1:]
+    truth = np.mean(total - fit @ matrix)
     z = []
     for seed in range(200):
-        gram, node = sample(1000, seed)
-        adjusted = reduce_variance(np.array([rows(gram, node)["total"]]), controls(gram, node))[0]
-        z.append((adjusted.mean() - truth) / (adjusted.std(ddof=1) / np.sqrt(1000)))
+        reduced = adjusted(*sample(1000, seed))["total"]
+        z.append((reduced.mean() - truth) / (reduced.std(ddof=1) / np.sqrt(1000)))
     assert 0.85 < np.sqrt(np.mean(np.square(z))) < 1.25
     assert abs(np.mean(z)) < 4.0 / np.sqrt(200)
 
 
-def _fit_on_itself(values: np.ndarray, zero_mean) -> np.ndarray:
-    matrix = np.array([control for control, _ in zero_mean])
-    coefficients = np.linalg.lstsq(
-        np.vstack([np.ones(values.size), matrix]).T, values, rcond=1e-9
-    )[0][1:]  # fmt: skip
-    return coefficients @ matrix
+def test_few_samples_are_balanced_and_not_fitted() -> None:
+    """The known part of total, with its coefficient in the total, in place of a fit."""
+    table, scalars = sample(30)
+    gram = dict(zip(*table, strict=True))
+    known = 0.5 * Q * Q * (gram["xx"] - scalars.mean_xx) - Q * (gram["xb"] + SIGMA)
+    np.testing.assert_allclose(adjusted(table, scalars)["total"], integrands(table, scalars)["total"] - known, rtol=1e-11)
 
 
-def test_a_control_that_explains_everything_leaves_next_to_nothing() -> None:
-    """Up to the ridge, a part in ten thousand."""
-    u = np.random.default_rng(0).standard_normal(1000)
-    adjusted = reduce_variance(np.array([3.0 + 2.0 * u]), [(u, 1.0)])
-    assert np.abs(adjusted - 3.0).max() < 1.2e-4 * 2.0 * np.abs(u).max()
+@pytest.mark.parametrize("samples", [39, 40, 100, 5000])
+def test_each_control_has_twenty_samples_of_a_half(samples: int) -> None:
+    (names, _), scalars = sample(10)
+    assert plan(names, scalars, samples).sizes.shape[1] == min(samples // 40, len(controls(names, scalars)))
 
 
-def test_controls_without_spread_or_resting_on_one_sample_are_left_out() -> None:
-    rng = np.random.default_rng(0)
-    values = rng.standard_normal((2, 1000))
-    spike = np.zeros(1000)
-    spike[[3, 700]] = 50.0
-    rounding = 1e-14 * rng.standard_normal(1000)
-    for control in (spike, rounding, np.zeros(1000)):
-        np.testing.assert_array_equal(reduce_variance(values, [(control, 1.0)]), values)
+def test_the_plan_has_the_shape_that_the_kernel_takes() -> None:
+    (names, _), scalars = sample(10, learned=True)
+    layout = plan(names, scalars, 1000)
+    assert layout.columns.shape[1] == TERMS
+    assert layout.factors.shape[2] == TERMS + 1
 
 
-def test_few_samples_take_few_controls() -> None:
-    gram, node = sample(30)
-    values = np.array([rows(gram, node)["total"]])
-    np.testing.assert_array_equal(reduce_variance(values, controls(gram, node)), values)
-
-
-@pytest.mark.parametrize("copies", [2, 5])
-def test_dependent_controls_do_no_harm(copies: int) -> None:
-    """They share one coefficient; only the effect of the ridge differs, a part in ten thousand of the control."""
-    rng = np.random.default_rng(1)
-    u = rng.standard_normal(2000)
-    values = np.array([u + 0.1 * rng.standard_normal(2000)])
-    once = reduce_variance(values, [(u, 1.0)])
-    many = reduce_variance(values, [(u, 1.0)] * copies)
-    assert np.abs(many - once).max() < 1.2e-4 * np.abs(u).max()
+def test_the_plan_is_what_the_rows_say() -> None:
+    """The table of the kernel, row by row, against plain NumPy: adjust with no control does nothing else."""
+    table, scalars = sample(700, learned=True)
+    layout = plan(table[0], scalars, 700)
+    fitted, most, columns, factors, products, sizes, limits = layout.arguments(0)
+    expected = [evaluate(row, table) for row in controls(table[0], scalars)][: sizes.size]
+    assert len(expected) == 13
+    out, statistics = np.empty((sizes.size, 700)), np.empty((sizes.size, 2))
+    # With no controls declared, rows 1 ... C of the table are the values.
+    adjust(table[1], 700, 0, most, columns, factors, products, sizes[:0], limits, out, statistics)
+    np.testing.assert_allclose(out, expected, rtol=1e-9, atol=1e-11)

@@ -41,6 +41,8 @@ def two_outputs(function):
 LOOPS = {
     "exp": one_output(elementary.exp),
     "log": one_output(elementary.log),
+    "exp_weight": one_output(elementary.exp_weight),
+    "log_normal": one_output(elementary.log_normal),
     "sincos": two_outputs(elementary.sincos),
     "sincos_turns": two_outputs(elementary.sincos_turns),
 }
@@ -106,6 +108,30 @@ def test_log_is_correct_to_1e_15() -> None:
         for x, v in zip(LOG_ARGUMENTS, values, strict=True):
             exact = mpmath.log(mpmath.mpf(float(x)))
             off.append(abs(mpmath.mpf(float(v)) - exact) / abs(exact) if exact != 0 else abs(float(v)) * 1e300)
+    assert largest(off) <= 1e-15
+
+
+def test_the_exponential_of_a_weight_is_correct_to_1e_15_down_to_its_floor() -> None:
+    arguments = -np.concatenate([np.random.default_rng(20).uniform(0.0, 600.0, 2000), spread(1e-17, 600.0, 1000, 21), [0.0]])
+    (values,) = evaluate("exp_weight", arguments)
+    with mpmath.workprec(160):
+        off = [
+            abs(mpmath.mpf(float(v)) / mpmath.exp(mpmath.mpf(float(x))) - 1) for x, v in zip(arguments, values, strict=True)
+        ]
+    assert largest(off) <= 1e-15
+    floor, low, nan = evaluate("exp_weight", np.array([-600.0, -np.inf, np.nan]))[0]
+    assert floor == low > 1e-261
+    assert np.isnan(nan)
+
+
+def test_log_of_normal_numbers_is_correct_to_1e_15() -> None:
+    arguments = np.concatenate([spread(TINY, HUGE, 2000, 22), np.random.default_rng(23).random(1000), LOG_ARGUMENTS[-1:]])
+    (values,) = evaluate("log_normal", arguments)
+    np.testing.assert_allclose(values, evaluate("log", arguments)[0], rtol=4e-16)
+    with mpmath.workprec(160):
+        off = [
+            abs(mpmath.mpf(float(v)) / mpmath.log(mpmath.mpf(float(x))) - 1) for x, v in zip(arguments, values, strict=True)
+        ]
     assert largest(off) <= 1e-15
 
 
@@ -203,7 +229,11 @@ def sine_plus_cosine(u):
     return s + c
 
 
-@pytest.mark.parametrize("function", [elementary.exp, elementary.log, sine_plus_cosine], ids=["exp", "log", "sincos_turns"])
+@pytest.mark.parametrize(
+    "function",
+    [elementary.exp, elementary.exp_weight, elementary.log, elementary.log_normal, sine_plus_cosine],
+    ids=["exp", "exp_weight", "log", "log_normal", "sincos_turns"],
+)
 def test_the_lane_loop_is_vectorised(function) -> None:
     if platform.machine().lower() not in {"x86_64", "amd64"}:
         pytest.skip("the assembly of this test is that of x86-64")

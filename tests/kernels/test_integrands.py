@@ -20,14 +20,14 @@ def drawn(law: Packed, blocks: int, node: int = 3, first: int = 0, key: np.ndarr
     """x and c as (n, d)."""
     x = np.empty((law.dim, blocks * LANES))
     c = np.empty_like(x)
-    draws(law.draw, key, first, first + blocks, node, np.array([ALPHA, SIGMA]), law.params, x, c)
+    draws(law.draw, key, first, first + blocks, node, np.array([[ALPHA, SIGMA]]), law.params, x, c)
     return x.T, c.T
 
 
 def fused(law: Packed, blocks: int, extra: int, node: int = 3, first: int = 0) -> np.ndarray:
-    out = np.empty((len(GRAM) + extra, blocks * LANES))
-    gram(law.draw, law.score, KEY, first, first + blocks, node, ALPHA, SIGMA, law.params, out)
-    return out
+    out = np.empty((1, len(GRAM) + extra, (first + blocks) * LANES))
+    gram(law.draw, law.score, KEY, first, first + blocks, node, np.array([[ALPHA, SIGMA]]), law.params, out)
+    return out[0, :, first * LANES :]
 
 
 def extra_rows(law: Packed) -> int:
@@ -137,6 +137,20 @@ def test_nodes_and_blocks_give_independent_draws() -> None:
     assert abs(np.mean((first - first.mean()) * (other - other.mean())) * scale) < DEVIATIONS
     shifted = drawn(law, 200, node=0, first=200)[0][:, 0]
     assert abs(np.mean((first - first.mean()) * (shifted - shifted.mean())) * scale) < DEVIATIONS
+
+
+@laws
+@pytest.mark.parametrize("node", [0, 2, 3])
+def test_nodes_together_are_what_they_are_one_by_one(law: Packed, node: int) -> None:
+    """Consecutive nodes share counters of the random numbers, and nothing else."""
+    scalars = np.array([[0.9, 0.2], [0.8, 0.6], [0.5, 0.8], [0.1, 1.0], [0.05, 1.1]])
+    rows = len(GRAM) + extra_rows(law)
+    together = np.empty((5, rows, 2 * LANES))
+    gram(law.draw, law.score, KEY, 0, 2, node, scalars, law.params, together)
+    for j in range(5):
+        alone = np.empty((1, rows, 2 * LANES))
+        gram(law.draw, law.score, KEY, 0, 2, node + j, scalars[j : j + 1].copy(), law.params, alone)
+        np.testing.assert_array_equal(together[j], alone[0])
 
 
 @laws

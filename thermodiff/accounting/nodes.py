@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 
 
+@cache
+def _legendre(nodes: int) -> tuple[FloatArray, FloatArray]:
+    """Nodes and weights in (-1, 1).  Kept: NumPy solves an eigenvalue problem for them, and the threads of its linear
+    algebra then spin for a while on the cores that the kernels need.
+    """
+    return np.polynomial.legendre.leggauss(nodes)
+
+
 def gauss_legendre(low: float, high: float, nodes: int) -> tuple[FloatArray, FloatArray]:
     """Nodes from ``high`` down to ``low`` (forward in time) and their positive weights."""
-    x, w = np.polynomial.legendre.leggauss(nodes)
+    x, w = _legendre(nodes)
     half = 0.5 * (high - low)
     return (0.5 * (high + low) + half * x)[::-1].copy(), (half * w)[::-1].copy()
 
@@ -18,7 +28,7 @@ def gauss_legendre(low: float, high: float, nodes: int) -> tuple[FloatArray, Flo
 def fine(low: float, high: float) -> tuple[FloatArray, FloatArray]:
     """A composite rule, sixteen nodes to each unit of lam: machine precision for the closed-form integrands."""
     edges = np.linspace(low, high, int(np.ceil(high - low)) + 1)
-    x, w = np.polynomial.legendre.leggauss(16)
+    x, w = _legendre(16)
     half = 0.5 * np.diff(edges)[:, None]
     middle = 0.5 * (edges[1:] + edges[:-1])[:, None]
     return (middle + half * x).ravel()[::-1].copy(), (half * w).ravel()[::-1].copy()
@@ -33,7 +43,7 @@ def running_integral(lam: FloatArray, low: float, high: float) -> FloatArray:
     n = lam.size
     half = 0.5 * (high - low)
     x = (lam - 0.5 * (high + low)) / half
-    weights = np.polynomial.legendre.leggauss(n)[1][::-1]
+    weights = _legendre(n)[1][::-1]
     vander = np.polynomial.legendre.legvander(x, n)
     # Coefficients of the interpolant, then the antiderivative of each Legendre polynomial from x to 1.
     to_coefficients = (vander[:, :n] * weights[:, None]).T * (np.arange(n) + 0.5)[:, None]

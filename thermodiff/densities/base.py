@@ -32,10 +32,6 @@ class Law:
     component_rows: int = 0
     """Zero-mean rows that the score field writes after divergence and log-density, two for each component."""
 
-    def common_rows(self, weights: FloatArray) -> npt.NDArray[np.bool_]:
-        """Which of the component rows are control variates: those of a rare component could not be fitted."""
-        return np.repeat(weights >= RARE, 2)[: self.component_rows]
-
 
 RARE = 0.01
 """Weight below which a component gets no control variates of its own."""
@@ -85,11 +81,18 @@ class Density(ABC):
         """E|x|^2."""
         return float(np.trace(self.covariance()) + self.mean() @ self.mean())
 
-    def conditional_moment(self, alpha: float, sigma: float) -> float:
-        """E|sigma grad log p_t(x | k)|^2, k the component that x was drawn from."""
+    @property
+    def component_names(self) -> tuple[str, ...]:
+        """What the component rows of the score are to an account: "zero", or "rare" where none could be fitted to them."""
+        names = ("zero" if weight >= RARE else "rare" for weight in self.parts().weights for _ in range(2))
+        return tuple(names)[: self.law.component_rows]
+
+    def conditional_moment(self, alpha: npt.ArrayLike, sigma: npt.ArrayLike) -> FloatArray:
+        """E|sigma grad log p_t(x | k)|^2, k the component that x was drawn from; (...) as alpha and sigma."""
         part = self.parts()
-        ratio = sigma**2 / (alpha**2 * part.variances + sigma**2)
-        return float(part.weights @ np.broadcast_to(ratio, part.means.shape).sum(axis=1))
+        alpha2, sigma2 = (np.square(np.asarray(value))[..., None, None] for value in (alpha, sigma))
+        ratio = sigma2 / (alpha2 * np.broadcast_to(part.variances, part.means.shape) + sigma2)
+        return ratio.sum(axis=-1) @ part.weights
 
     @property
     def widths(self) -> Widths:
@@ -146,5 +149,5 @@ def _draw_blocks(
     law: Law, key: npt.NDArray[np.uint32], node: int, dim: int, alpha: float, sigma: float, first: int, last: int
 ) -> FloatArray:
     out = np.empty((2, dim, (last - first) * LANES))
-    draws(law.draw, key, first, last, node, np.array([alpha, sigma]), law.params, out[0], out[1])
+    draws(law.draw, key, first, last, node, np.array([[alpha, sigma]]), law.params, out[0], out[1])
     return out

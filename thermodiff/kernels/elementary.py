@@ -70,28 +70,45 @@ def _rint(typingctx: Any, x: Any) -> Any:
     return types.float64(types.float64), codegen
 
 
+@intrinsic
+def _held(typingctx: Any, x: Any) -> Any:
+    """A constant that stays in a register or on the stack for the whole loop.
+
+    The code model of Numba's JIT takes two instructions to load a constant, and LLVM loads each of them anew for every
+    vector, which doubles the length of a polynomial.  It does not see through the empty instruction here.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        double = ir.DoubleType()
+        value = builder.asm(ir.FunctionType(double, [double]), "", "=r,0", args, False)
+        value.attributes.add("nounwind")
+        value.attributes.add("readnone")
+        return value
+
+    return types.float64(types.float64), codegen
+
+
+@inline
+def _reduced_exp(y):
+    """(exp(r), s) with y = k ln 2 + r; the low bits of s hold the integer k.  Estrin's order: short chains."""
+    shifted = y * _held(_INV_LN2) + _held(MAGIC)
+    k = shifted - _held(MAGIC)
+    r = (y - k * _held(_LN2_HI)) - k * _held(_LN2_LO)
+    r2 = r * r
+    r4 = r2 * r2
+    low = (_held(1.0 / 6.0) + r * _held(1.0 / 24.0)) + r2 * (_held(1.0 / 120.0) + r * _held(1.0 / 720.0))
+    high = (_held(1.0 / 5040.0) + r * _held(1.0 / 40320.0)) + r2 * (_held(1.0 / 362880.0) + r * _held(1.0 / 3628800.0))
+    top = (_held(1.0 / 39916800.0) + r * _held(1.0 / 479001600.0)) + r2 * _held(1.0 / 6227020800.0)
+    p = low + r4 * (high + r4 * top)
+    return 1.0 + (r + (0.5 + r * p) * r2), shifted
+
+
 @inline
 def exp(x):
     """Exponential; gradual underflow below -708, inf above 709.78."""
     y = x if x < 710.0 else 710.0
     y = y if y > -746.0 else -746.0
-    shifted = y * _INV_LN2 + MAGIC
-    k = shifted - MAGIC
-    r = (y - k * _LN2_HI) - k * _LN2_LO
-    p = 1.0 / 6227020800.0
-    p = p * r + 1.0 / 479001600.0
-    p = p * r + 1.0 / 39916800.0
-    p = p * r + 1.0 / 3628800.0
-    p = p * r + 1.0 / 362880.0
-    p = p * r + 1.0 / 40320.0
-    p = p * r + 1.0 / 5040.0
-    p = p * r + 1.0 / 720.0
-    p = p * r + 1.0 / 120.0
-    p = p * r + 1.0 / 24.0
-    p = p * r + 1.0 / 6.0
-    p = p * r + 0.5
-    p = p * r + 1.0
-    p = p * r + 1.0
+    p, shifted = _reduced_exp(y)
     # 2**k in two factors: a single one would overflow to inf or flush subnormal results.
     n = to_bits(shifted) - np.uint64(_MAGIC_BITS) + np.uint64(4096)
     half = n >> np.uint64(1)
@@ -101,29 +118,39 @@ def exp(x):
 
 
 @inline
+def exp_weight(x):
+    """Exponential of x <= 0, for a softmax; below -600 it stays at 2.7e-261, far from subnormal numbers.  nan gives nan."""
+    y = -600.0 if x < -600.0 else x
+    p, shifted = _reduced_exp(y)
+    return from_bits(to_bits(p) + (to_bits(shifted) << np.uint64(52)))
+
+
+@inline
+def log_normal(x):
+    """Natural logarithm of a positive, finite, normal number."""
+    bits = to_bits(x)
+    # Split x = 2**k z with z in [sqrt(1/2), sqrt(2)).
+    biased = (bits - np.uint64(0x3FE6A09E667F3BCD) + np.uint64(0x8000000000000000)) >> np.uint64(52)
+    z = from_bits(bits - ((biased - np.uint64(2048)) << np.uint64(52)))
+    k = from_bits(np.uint64(_MAGIC_BITS) + biased) - _held(MAGIC + 2048.0)
+    f = z - _held(1.0)
+    s = f / (_held(2.0) + f)
+    w = s * s
+    v = w * w
+    low = _held(6.666666666666735130e-01) + w * _held(3.999999999940941908e-01)
+    middle = _held(2.857142874366239149e-01) + w * _held(2.222219843214978396e-01)
+    high = _held(1.818357216161805012e-01) + w * _held(1.531383769920937332e-01) + v * _held(1.479819860511658591e-01)
+    r = w * (low + v * (middle + v * high))
+    h = _held(0.5) * f * f
+    return k * _held(_LN2_HI) - ((h - (s * (h + r) + k * _held(_LN2_LO))) - f)
+
+
+@inline
 def log(x):
     """Natural logarithm, subnormal numbers included."""
     tiny = x < 2.2250738585072014e-308
     y = x * 18014398509481984.0 if tiny else x
-    bits = to_bits(y)
-    # Split y = 2**k z with z in [sqrt(1/2), sqrt(2)).
-    biased = (bits - np.uint64(0x3FE6A09E667F3BCD) + np.uint64(0x8000000000000000)) >> np.uint64(52)
-    z = from_bits(bits - ((biased - np.uint64(2048)) << np.uint64(52)))
-    k = from_bits(np.uint64(_MAGIC_BITS) + biased) - (MAGIC + 2048.0)
-    k = k - 54.0 if tiny else k
-    f = z - 1.0
-    s = f / (2.0 + f)
-    w = s * s
-    r = 1.479819860511658591e-01
-    r = r * w + 1.531383769920937332e-01
-    r = r * w + 1.818357216161805012e-01
-    r = r * w + 2.222219843214978396e-01
-    r = r * w + 2.857142874366239149e-01
-    r = r * w + 3.999999999940941908e-01
-    r = r * w + 6.666666666666735130e-01
-    r = r * w
-    h = 0.5 * f * f
-    value = k * _LN2_HI - ((h - (s * (h + r) + k * _LN2_LO)) - f)
+    value = log_normal(y) - (54.0 * _LN2_HI if tiny else 0.0) - (54.0 * _LN2_LO if tiny else 0.0)
     value = value if x < np.inf else x
     value = value if x > 0.0 else (-np.inf if x == 0.0 else np.nan)
     return value
@@ -132,25 +159,18 @@ def log(x):
 @inline
 def _quarter(f):
     """sin and cos of f quarter turns, of absolute value up to 1/2."""
-    a = f * _HALF_PI
+    a = f * _held(_HALF_PI)
     w = a * a
-    s = -1.0 / 1307674368000.0
-    s = s * w + 1.0 / 6227020800.0
-    s = s * w - 1.0 / 39916800.0
-    s = s * w + 1.0 / 362880.0
-    s = s * w - 1.0 / 5040.0
-    s = s * w + 1.0 / 120.0
-    s = s * w - 1.0 / 6.0
-    s = s * w * a + a
-    c = 1.0 / 20922789888000.0
-    c = c * w - 1.0 / 87178291200.0
-    c = c * w + 1.0 / 479001600.0
-    c = c * w - 1.0 / 3628800.0
-    c = c * w + 1.0 / 40320.0
-    c = c * w - 1.0 / 720.0
-    c = c * w + 1.0 / 24.0
-    c = c * w - 0.5
-    c = c * w + 1.0
+    v = w * w
+    s0 = _held(-1.0 / 6.0) + w * _held(1.0 / 120.0)
+    s1 = _held(-1.0 / 5040.0) + w * _held(1.0 / 362880.0)
+    s2 = _held(-1.0 / 39916800.0) + w * _held(1.0 / 6227020800.0) + v * _held(-1.0 / 1307674368000.0)
+    s = (s0 + v * (s1 + v * s2)) * (w * a) + a
+    c0 = _held(-0.5) + w * _held(1.0 / 24.0)
+    c1 = _held(-1.0 / 720.0) + w * _held(1.0 / 40320.0)
+    c2 = _held(-1.0 / 3628800.0) + w * _held(1.0 / 479001600.0)
+    c3 = _held(-1.0 / 87178291200.0) + w * _held(1.0 / 20922789888000.0)
+    c = ((c0 + v * c1) + (v * v) * (c2 + v * c3)) * w + _held(1.0)
     return s, c
 
 
@@ -168,8 +188,8 @@ def _turn(q, s, c):
 @inline
 def sincos_turns(u):
     """sin and cos of 2 pi u for u below 2**48 in size: the reduction is exact, hence cheap."""
-    shifted = 4.0 * u + MAGIC
-    s, c = _quarter(4.0 * u - (shifted - MAGIC))
+    shifted = _held(4.0) * u + _held(MAGIC)
+    s, c = _quarter(_held(4.0) * u - (shifted - _held(MAGIC)))
     return _turn(to_bits(shifted), s, c)
 
 

@@ -1,9 +1,11 @@
 """Compile flags, the kernel signature types, and compilation at first use.
 
-Every compiled function of thermodiff is made by one of the two decorators here.
+Every compiled function of thermodiff is made by one of the three decorators here.
 
 ``inline``
     A small helper that is compiled into its callers.
+``subroutine``
+    A larger helper, left as a call.
 ``kernel(signature)``
     An entry point with one fixed signature.  Nothing is compiled at import: the first call compiles it, or loads it
     from Numba's disk cache.  All calls share that one machine code, whatever field or schedule they carry.
@@ -63,6 +65,11 @@ def inline(function: Any) -> Any:
     return numba.njit(**{**FLAGS, "cache": False, "forceinline": True})(function)
 
 
+def subroutine(function: Any) -> Any:
+    """Compile a helper that is called once per block or more rarely, and too large to be copied into its callers."""
+    return numba.njit(**{**FLAGS, "cache": False})(function)
+
+
 class Kernel:
     """A function of one signature, compiled (or loaded from the disk cache) when first used."""
 
@@ -70,12 +77,13 @@ class Kernel:
         self._function = function
         self._signature = signature
         self._dispatcher: Any = None
+        self._pointer: Any = None
         self.__doc__ = function.__doc__
         self.__name__ = function.__name__
 
     @property
     def dispatcher(self) -> Any:
-        """The compiled Numba dispatcher; hand this to a kernel that takes a field."""
+        """The compiled Numba dispatcher."""
         if self._dispatcher is None:
             dispatcher = numba.njit(**FLAGS)(self._function)
             dispatcher._cache._cache_file._source_stamp = _STAMP
@@ -84,12 +92,32 @@ class Kernel:
             self._dispatcher = dispatcher
         return self._dispatcher
 
+    @property
+    def pointer(self) -> Any:
+        """What a kernel takes in place of this one, with its address looked up once (Numba looks it up at every call)."""
+        if self._pointer is None:
+            self._pointer = _Address(self.dispatcher, types.FunctionType(self._signature))
+        return self._pointer
+
     def __reduce__(self) -> tuple[Any, tuple[str, str]]:
         # What travels to another process is a name; the machine code is made or loaded there.
         return _find, (self._function.__module__, self.__name__)
 
     def __call__(self, *arguments: Any) -> Any:
-        return self.dispatcher(*(a.dispatcher if isinstance(a, Kernel) else a for a in arguments))
+        return self.dispatcher(*(a.pointer if isinstance(a, Kernel) else a for a in arguments))
+
+
+class _Address:
+    """A compiled kernel as an argument, by Numba's protocol for foreign functions."""
+
+    def __init__(self, dispatcher: Any, pointer_type: Any) -> None:
+        self._numba_type_ = pointer_type
+        compiled = dispatcher.get_compile_result(pointer_type.signature)
+        self._keep = dispatcher
+        self._address = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name)
+
+    def __wrapper_address__(self) -> int:
+        return self._address
 
 
 def _find(module: str, name: str) -> Kernel:

@@ -91,7 +91,7 @@ def march(field, params, key, rule, first, last, rows, steps, amplitudes, slots,
         group = -1
         for k in range(steps.size):
             if amplitudes[k] > 0.0:
-                group = fill_rows(key, block * LANES, k, PATH, quad, group, z)
+                group = fill_rows(key, block * LANES, k * dim, PATH, quad, group, z)
             if rule == EULER:
                 _euler(field, x, rows[k], params, steps[k], amplitudes[k], z, work)
             elif rule == HEUN:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from thermodiff.kernels.elementary import from_bits, log, sincos_turns
+from thermodiff.kernels.elementary import from_bits, log_normal, sincos_turns
 from thermodiff.kernels.jit import LANES, inline, kernel, matrix, words
 
 COMPONENT, START, NOISE, PATH, PROBE, TRAINING = range(6)
@@ -92,31 +92,29 @@ def fill_normals(key, path, group, purpose, out):
     fill_uniforms(key, path, group, purpose, out)
     r0, r1, r2, r3 = out[0], out[1], out[2], out[3]
     for lane in range(LANES):
-        radius = np.sqrt(-2.0 * log(r0[lane]))
+        radius = np.sqrt(-2.0 * log_normal(r0[lane]))
         s, c = sincos_turns(r1[lane])
         r0[lane] = radius * c
         r1[lane] = radius * s
-        radius = np.sqrt(-2.0 * log(r2[lane]))
+        radius = np.sqrt(-2.0 * log_normal(r2[lane]))
         s, c = sincos_turns(r3[lane])
         r2[lane] = radius * c
         r3[lane] = radius * s
 
 
 @inline
-def fill_rows(key, path, step, purpose, quad, group, out):
-    """Write normals (step, coordinate 0 ... d - 1) into the d rows of ``out``.
+def fill_rows(key, path, first, purpose, quad, group, out):
+    """Write normals ``first``, ``first + 1``, ... of each path into the rows of ``out``; (step s, coordinate c) is s d + c.
 
     ``quad`` holds the four normals of counter ``group`` (-1: none yet) and is refilled as needed; returns the group that
     it then holds, so that consecutive steps share their draws.
     """
-    dim = out.shape[0]
-    first = step * dim
-    for c in range(dim):
-        index = first + c
+    for r in range(out.shape[0]):
+        index = first + r
         if index // 4 != group:
             group = index // 4
             fill_normals(key, path, group, purpose, quad)
-        source, target = quad[index - 4 * group], out[c]
+        source, target = quad[index - 4 * group], out[r]
         for lane in range(LANES):
             target[lane] = source[lane]
     return group
@@ -128,6 +126,6 @@ def noise(key, first, last, step, purpose, out):
     dim = out.shape[0]
     block_noise, quad = np.empty((dim, LANES)), np.empty((4, LANES))
     for block in range(first, last):
-        fill_rows(key, block * LANES, step, purpose, quad, -1, block_noise)
+        fill_rows(key, block * LANES, step * dim, purpose, quad, -1, block_noise)
         offset = (block - first) * LANES
         out[:, offset : offset + LANES] = block_noise

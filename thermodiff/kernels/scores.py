@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from thermodiff.kernels.elementary import exp, log
+from thermodiff.kernels.elementary import exp_weight, log
 from thermodiff.kernels.jit import LANES, field_signature, inline, kernel
 
 TILE = 32
@@ -118,7 +118,7 @@ def _soften(logits, top, total):
     for k in range(logits.shape[0]):
         row = logits[k]
         for lane in range(LANES):
-            value = exp(row[lane] - top[lane])
+            value = exp_weight(row[lane] - top[lane])
             row[lane] = value
             total[lane] += value
 
@@ -246,7 +246,7 @@ def _log_sum(logits, top, dim, out):
         row = logits[k]
         for lane in range(LANES):
             gap = row[lane] - top[lane]
-            value = exp(gap)
+            value = exp_weight(gap)
             total[lane] += value
             moment[lane] += value * (gap if gap > -800.0 else 0.0)
     density, entropy = out[0], out[1]
@@ -354,12 +354,12 @@ def _cloud_weights(distances, size, half, top, total, scale):
             value = half * row[lane]
             top[lane] = value if value > top[lane] else top[lane]
     for lane in range(LANES):
-        scale[lane] = exp(scale[lane] - top[lane])
+        scale[lane] = exp_weight(scale[lane] - top[lane])
         total[lane] *= scale[lane]
     for j in range(size):
         row = distances[j]
         for lane in range(LANES):
-            value = exp(half * row[lane] - top[lane])
+            value = exp_weight(half * row[lane] - top[lane])
             row[lane] = value
             total[lane] += value
 

@@ -12,12 +12,15 @@ import torch
 from torch import nn
 
 from thermodiff._check import above, choice, count, points
+from thermodiff._tasks import workspace
 from thermodiff.accounting import Estimate
-from thermodiff.accounting.moments import Gram
+from thermodiff.accounting.ledger import standard_error
+from thermodiff.accounting.moments import Plan
 from thermodiff.accounting.quadrature import Widths
 from thermodiff.densities import Density, PointCloud, Samples
 from thermodiff.densities.empirical import probes
 from thermodiff.diffusion import Diffusion, accounting_window, noise_kl
+from thermodiff.kernels.controls import adjust
 from thermodiff.kernels.tasks import at_points
 from thermodiff.learned.divergence import exact_divergence, hutchinson_divergence
 from thermodiff.learned.predict import PREDICTS, call, dimensionless_score
@@ -92,9 +95,11 @@ class LearnedDiffusion:
         record = {"data": self.data.label, "noise": self.noise.to_dict(), "schedule": self.noise.name}
         return {**record, "score": "learned", "network": type(self.net).__name__, "predicts": self.predicts}
 
-    def conditional_moment(self, alpha: float, sigma: float) -> float:
-        """E|c|^2 with c = sigma times the score of x given what it was drawn from."""
-        return self.data.conditional_moment(alpha, sigma) if isinstance(self.data, Density) else float(self.dim)
+    def conditional_moment(self, alpha: npt.ArrayLike, sigma: npt.ArrayLike) -> FloatArray:
+        """E|c|^2 with c = sigma times the score of x given what it was drawn from; (...) as alpha and sigma."""
+        if isinstance(self.data, Density):
+            return self.data.conditional_moment(alpha, sigma)
+        return np.full(np.shape(alpha), float(self.dim))
 
     def window(
         self, lam: tuple[float, float] | None = None, times: tuple[float, float] | None = None
@@ -109,34 +114,65 @@ class LearnedDiffusion:
         with self._evaluating():
             return self._dimensionless(points("x", x, self.dim), row, None, None)[0] / row.sigma
 
-    def gram(self, key: Key, node: int, row: Row, samples: int, divergence: str | None, chunk: int | None) -> Gram:
-        """Inner products of (x, c, b, b_theta) for the samples of one node."""
-        alpha, sigma = float(row.alpha), float(row.sigma)
-        x, c = self.data.draw(key, node, alpha, sigma, samples)
-        products = {"xx": _dot(x, x), "xc": _dot(x, c), "cc": _dot(c, c)}
-        b = None
+    def products(self, divergence: str | None = None) -> tuple[str, ...]:
+        """Names of the rows of `gram`."""
+        names = ("xx", "xc", "cc", "xe", "ee")
         if isinstance(self.data, Density):
-            exact, b = self._exact(x, c, alpha, sigma)
-            products |= exact
+            names += ("xb", "bb", "cb", "eb", "div", "logp", *self.data.component_names)
+        return names if divergence is None else (*names, "ediv")
+
+    def gram(self, key: Key, node: int, row: Row, samples: int, divergence: str | None = None) -> FloatArray:
+        """Inner products of (x, c, b, b_theta) for the samples of the nodes from ``node`` on, (m, products, samples)."""
+        out = np.empty((len(row.lam), len(self.products(divergence)), samples))
+        for j in range(len(row.lam)):
+            self._node(key, node + j, Row(*(float(entry[j]) for entry in row)), divergence, out[j])
+        return out
+
+    def integrate(
+        self,
+        key: Key,
+        nodes: slice,
+        row: Row,
+        plan: Plan,
+        weights: FloatArray,
+        divergence: str | None,
+        chunk: int | None,
+        sums: FloatArray,
+    ) -> FloatArray:
+        """Add the weighted values of every sample at ``nodes`` to ``sums``; see `thermodiff.accounting.measure.Source`."""
+        gram = workspace("gram", (len(self.products(divergence)), sums.shape[1]))
+        out, statistics = workspace("values", sums.shape), np.empty((len(weights), len(sums), 2))
+        for j in range(len(weights)):
+            self._node(key, nodes.start + j, Row(*(float(entry[j]) for entry in row)), divergence, gram)
+            adjust(gram, sums.shape[1], *plan.arguments(nodes.start + j), out, statistics[j])
+            if self.clusters is not None:
+                # Data points that serve several samples are the independent units.
+                n = sums.shape[1]
+                statistics[j, :, 1] = [standard_error(values, self.clusters) ** 2 * n * (n - 1) for values in out]
+            sums += weights[j] * out
+        return statistics
+
+    def _node(self, key: Key, node: int, row: Row, divergence: str | None, out: FloatArray) -> None:
+        """The rows of `products` at one node into ``out``."""
+        samples = out.shape[1]
+        x, c = self.data.draw(key, node, row.alpha, row.sigma, samples)
         with self._evaluating():
             learned, slope = self._dimensionless(x.T, row, divergence, self._probes(key, node, samples, divergence))
         e = learned.T
-        products |= {"xe": _dot(x, e), "ee": _dot(e, e)}
-        if b is not None:
-            products["eb"] = _dot(e, b)
+        pairs = [(x, x), (x, c), (c, c), (x, e), (e, e)]
+        if isinstance(self.data, Density):
+            law, d = self.data.law, self.dim
+            scalars = (row.alpha, row.sigma**2, 0.0, row.sigma)
+            exact = at_points(law.score, law.params, scalars, x.T, d + 2 + law.component_rows).T
+            b = exact[:d]
+            pairs += [(x, b), (b, b), (c, b), (e, b)]
+            last = len(pairs) + exact.shape[0] - d
+            out[len(pairs) : last] = exact[d:]
+            out[len(pairs)] *= row.sigma
+        for target, (one, two) in zip(out, pairs, strict=False):
+            np.einsum("dn,dn->n", one, two, out=target)
         if slope is not None:
-            products["ediv"] = sigma * slope
-        return products
-
-    def _exact(self, x: FloatArray, c: FloatArray, alpha: float, sigma: float) -> tuple[Gram, FloatArray]:
-        """Products with the exact score, and that score b (d, n)."""
-        assert isinstance(self.data, Density)
-        law, d = self.data.law, self.dim
-        rows = at_points(law.score, law.params, (alpha, sigma**2, 0.0, sigma), x.T, d + 2 + law.component_rows).T
-        b = rows[:d]
-        zero = rows[d + 2 :][law.common_rows(self.data.parts().weights)]
-        products = {"xb": _dot(x, b), "bb": _dot(b, b), "cb": _dot(c, b), "div": sigma * rows[d]}
-        return {**products, "logp": rows[d + 1], "zero": zero}, b
+            out[-1] = row.sigma * slope
 
     def _probes(self, key: Key, node: int, samples: int, divergence: str | None) -> FloatArray | None:
         """Random signs (n, d) for Hutchinson's estimate, functions of key, node and sample."""
@@ -215,8 +251,3 @@ def _dtype(net: nn.Module) -> torch.dtype:
     """Type of the weights; float32 without weights."""
     weights = next(iter(net.parameters()), None) if isinstance(net, nn.Module) else None
     return torch.float32 if weights is None else weights.dtype
-
-
-def _dot(one: FloatArray, two: FloatArray) -> FloatArray:
-    """Inner products of columns, (n,)."""
-    return np.einsum("dn,dn->n", one, two)

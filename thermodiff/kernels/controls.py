@@ -1,0 +1,237 @@
+"""Linear maps of the rows of a sample table, and the fit of control variates to them.
+
+Nothing here knows what the rows mean.  A *table row* is a constant plus up to four of the given rows times a factor, or the
+product of two other table rows plus a third.  Row 0 is 1; then come the controls (variables of mean zero), the values, and
+factors of products.  The table exists for one slice of samples at a time, in cache.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numba import types
+
+from thermodiff.kernels.jit import FLAGS, inline, kernel, matrix, subroutine, vector
+
+SLICE = 256
+"""Samples per slice."""
+TERMS = 4
+"""Most terms in a linear row."""
+
+indices = types.int64[:, ::1]
+
+_SUMMING = {**FLAGS, "cache": False, "forceinline": True, "fastmath": {"contract", "nsz", "reassoc", "nnan"}}
+"""For sums and maxima alone, which vectorise only if their order is free.  (`adjust` lets nan through by the values.)"""
+
+
+@numba.njit(**_SUMMING)
+def _dots(a0, a1, a2, a3, b0, b1, size, out, i, j):
+    """Add the products of four rows with two to ``out[i : i + 4, j : j + 2]``."""
+    s00, s01, s10, s11, s20, s21, s30, s31 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for n in range(size):
+        u, v = b0[n], b1[n]
+        s00 += a0[n] * u
+        s01 += a0[n] * v
+        s10 += a1[n] * u
+        s11 += a1[n] * v
+        s20 += a2[n] * u
+        s21 += a2[n] * v
+        s30 += a3[n] * u
+        s31 += a3[n] * v
+    out[i, j] += s00
+    out[i, j + 1] += s01
+    out[i + 1, j] += s10
+    out[i + 1, j + 1] += s11
+    out[i + 2, j] += s20
+    out[i + 2, j + 1] += s21
+    out[i + 3, j] += s30
+    out[i + 3, j + 1] += s31
+
+
+@numba.njit(**_SUMMING)
+def _largest_squares(a0, a1, a2, a3, size, out, i):
+    """Raise ``out[i : i + 4]`` to the largest squares in four rows."""
+    m0, m1, m2, m3 = 0.0, 0.0, 0.0, 0.0
+    for n in range(size):
+        m0 = max(m0, a0[n] * a0[n])
+        m1 = max(m1, a1[n] * a1[n])
+        m2 = max(m2, a2[n] * a2[n])
+        m3 = max(m3, a3[n] * a3[n])
+    out[i] = max(out[i], m0)
+    out[i + 1] = max(out[i + 1], m1)
+    out[i + 2] = max(out[i + 2], m2)
+    out[i + 3] = max(out[i + 3], m3)
+
+
+@numba.njit(**_SUMMING)
+def _sum_and_squares(row):
+    """Mean of a row and the sum of its squared deviations from it."""
+    total, squares = 0.0, 0.0
+    for n in range(row.size):
+        total += row[n]
+    mean = total / row.size
+    for n in range(row.size):
+        squares += (row[n] - mean) * (row[n] - mean)
+    return mean, squares
+
+
+@subroutine
+def _fill(given, first, size, columns, factors, products, table):
+    """The table rows of ``size`` samples from ``first`` on."""
+    for r in range(columns.shape[0]):
+        row, constant = table[r], factors[r, TERMS]
+        if columns[r, 0] < 0:
+            for n in range(size):
+                row[n] = constant
+            continue
+        f0, f1, f2, f3 = factors[r, 0], factors[r, 1], factors[r, 2], factors[r, 3]
+        one, two = given[columns[r, 0], first : first + size], given[columns[r, 1], first : first + size]
+        for n in range(size):
+            row[n] = constant + f0 * one[n] + f1 * two[n]
+        if f2 != 0.0 or f3 != 0.0:
+            one, two = given[columns[r, 2], first : first + size], given[columns[r, 3], first : first + size]
+            for n in range(size):
+                row[n] += f2 * one[n] + f3 * two[n]
+    for p in range(products.shape[0]):
+        row, one, two, rest = table[products[p, 0]], table[products[p, 1]], table[products[p, 2]], table[products[p, 3]]
+        for n in range(size):
+            row[n] = one[n] * two[n] + rest[n]
+
+
+@subroutine
+def _moments(given, first, last, columns, factors, products, table, second, peaks):
+    """Mean products of row 0 and the controls with all rows, and their largest squares, over samples first ... last - 1."""
+    second[:, :] = 0.0
+    peaks[:] = 0.0
+    start = first
+    while start < last:
+        size = min(SLICE, last - start)
+        _fill(given, start, size, columns, factors, products, table)
+        for i in range(0, second.shape[0], 4):
+            a0, a1, a2, a3 = table[i], table[i + 1], table[i + 2], table[i + 3]
+            _largest_squares(a0, a1, a2, a3, size, peaks, i)
+            for j in range(i, second.shape[1], 2):
+                _dots(a0, a1, a2, a3, table[j], table[j + 1], size, second, i, j)
+        start += size
+    for i in range(second.shape[0]):
+        for j in range(second.shape[1]):
+            second[i, j] /= last - first
+
+
+@inline
+def _solve(gram, right):
+    """Solve with a symmetric positive definite matrix by Cholesky's factorisation, in place; (C, C) and (C, R)."""
+    count = gram.shape[0]
+    for i in range(count):
+        for j in range(i + 1):
+            total = gram[i, j]
+            for k in range(j):
+                total -= gram[i, k] * gram[j, k]
+            gram[i, j] = np.sqrt(total) if i == j else total / gram[j, j]
+    for r in range(right.shape[1]):
+        for i in range(count):
+            for k in range(i):
+                right[i, r] -= gram[i, k] * right[k, r]
+            right[i, r] /= gram[i, i]
+        for i in range(count - 1, -1, -1):
+            for k in range(i + 1, count):
+                right[i, r] -= gram[k, i] * right[k, r]
+            right[i, r] /= gram[i, i]
+
+
+@subroutine
+def _fit(samples, sizes, limits, second, peaks, right):
+    """Ridge regression of the values on the controls, from their moments; coefficients into ``right`` (C, R)."""
+    controls, ridge, leverage, smallest = sizes.size, limits[0], limits[1], limits[2]
+    scale, gram = np.zeros(controls), np.empty((controls, controls))
+    for i in range(controls):
+        square, floor = second[1 + i, 1 + i], smallest * sizes[i]
+        # A control that vanishes up to rounding has no known mean; one that rests on a single sample has no fit.
+        if square > floor * floor and peaks[1 + i] < leverage * samples * square:
+            scale[i] = 1.0 / np.sqrt(square)
+    for i in range(controls):
+        for j in range(i + 1):
+            gram[i, j] = scale[i] * scale[j] * (second[1 + j, 1 + i] - second[0, 1 + i] * second[0, 1 + j])
+        gram[i, i] += ridge if scale[i] > 0.0 else 1.0
+        for r in range(right.shape[1]):
+            value = 1 + controls + r
+            right[i, r] = scale[i] * (second[1 + i, value] - second[0, 1 + i] * second[0, value])
+    _solve(gram, right)
+    for i in range(controls):
+        for r in range(right.shape[1]):
+            right[i, r] *= scale[i]
+
+
+@subroutine
+def _subtract(given, first, last, columns, factors, products, table, controls, coefficients, out):
+    """Values of samples first ... last - 1 less the controls times ``coefficients`` (C, fitted)."""
+    start = first
+    while start < last:
+        size = min(SLICE, last - start)
+        _fill(given, start, size, columns, factors, products, table)
+        for r in range(out.shape[0]):
+            target, value = out[r, start : start + size], table[1 + controls + r]
+            if r < coefficients.shape[1]:
+                i = 0
+                while i + 1 < controls:
+                    c0, c1, one, two = coefficients[i, r], coefficients[i + 1, r], table[1 + i], table[2 + i]
+                    for n in range(size):
+                        value[n] -= c0 * one[n] + c1 * two[n]
+                    i += 2
+                if i < controls:
+                    c0, one = coefficients[i, r], table[1 + i]
+                    for n in range(size):
+                        value[n] -= c0 * one[n]
+            for n in range(size):
+                target[n] = value[n]
+        start += size
+
+
+adjust_signature = types.void(
+    matrix, types.int64, types.int64, types.int64, indices, matrix, indices, vector, vector, matrix, matrix
+)
+adjust_pointer = types.FunctionType(adjust_signature)
+
+
+@kernel(adjust_signature)
+def adjust(given, samples, fitted, most, columns, factors, products, sizes, limits, out, statistics):
+    """Values of each sample less fitted multiples of the controls, with their means and sums of squared deviations.
+
+    Parameters
+    ----------
+    given : (G, >= samples) array
+    samples, fitted, most : int
+        Controls are subtracted from the first ``fitted`` values; at most ``most`` samples go into each fit.
+    columns : (T, TERMS) integers
+        The given rows in each table row; the first is -1 for a constant (and for a product).
+    factors : (T, TERMS + 1) array
+        Their factors, and the constant.
+    products : (P, 4) integers
+        (row, one, two, rest): ``table[row] = table[one] * table[two] + table[rest]``.
+    sizes : (C,) array
+        The size of the terms that a control was formed from, which tells a control from rounding errors.
+    limits : (3,) array
+        Ridge on the correlation matrix, largest share of one sample in a sum of squares, smallest relative size.
+    out : (R, samples) array
+    statistics : (R, 2) array
+
+    The coefficients for each half of the samples come from the other half: the result is unbiased, and its spread includes
+    what the fit costs.
+    """
+    controls, half = sizes.size, samples // 2
+    # Row 0 and the controls in fours against all rows in twos: `_dots` takes them so.
+    fours, twos = -(-(1 + controls) // 4) * 4, -(-(1 + controls + fitted) // 2) * 2
+    table = np.zeros((max(columns.shape[0], fours, twos), SLICE))
+    second, peaks = np.zeros((fours, twos)), np.zeros(fours)
+    coefficients = np.zeros((2, controls, fitted))
+    if controls > 0:
+        last = min(samples, half + most)
+        _moments(given, half, last, columns, factors, products, table, second, peaks)
+        _fit(last - half, sizes, limits, second, peaks, coefficients[0])
+        last = min(half, most)
+        _moments(given, 0, last, columns, factors, products, table, second, peaks)
+        _fit(last, sizes, limits, second, peaks, coefficients[1])
+    _subtract(given, 0, half, columns, factors, products, table, controls, coefficients[0], out)
+    _subtract(given, half, samples, columns, factors, products, table, controls, coefficients[1], out)
+    for r in range(out.shape[0]):
+        statistics[r, 0], statistics[r, 1] = _sum_and_squares(out[r])

@@ -8,24 +8,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from functools import cache
 from typing import TypeVar
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 T = TypeVar("T")
-
-
-@cache
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController()
-
-
-def one_blas_thread() -> AbstractContextManager[object]:
-    """Keep BLAS to one thread: its own threads inside ours fight for the cores (ten times slower on a busy machine)."""
-    return _blas().limit(limits=1, user_api="blas")
 
 
 @cache

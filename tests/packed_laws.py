@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from thermodiff.kernels import integrands, scores
+from thermodiff.kernels import clouds, integrands, scores
 
 FloatArray = np.ndarray
 
@@ -46,7 +46,7 @@ def cloud(points) -> Packed:
     n, dim = points.shape
     covs = np.zeros((n, dim, dim))
     return Packed(
-        scores.pack_cloud(points), integrands.draw_cloud, scores.cloud_score, scores.cloud_density,
+        clouds.pack_cloud(points), integrands.draw_cloud, clouds.cloud_score, clouds.cloud_density,
         np.full(n, 1.0 / n), points, covs,
     )  # fmt: skip
 

@@ -16,6 +16,9 @@ _HOME = {
     "Diffusion": "diffusion", "oracle": "diffusion",
     "account": "accounting", "compare": "accounting", "Comparison": "accounting",
     "Estimate": "accounting", "Ledger": "accounting",
+    "drift": "fields", "potential": "fields", "diffusivity": "fields", "Langevin": "processes",
+    "Linear": "processes",
+    "simulate": "integrate", "Moments": "integrate", "Histogram": "integrate",
     "reverse": "integrate", "probability_flow": "integrate", "Path": "integrate",
     "plot": "plotting",
     "DivergenceError": "_check",
@@ -38,10 +41,18 @@ if TYPE_CHECKING:
     from thermodiff.densities import paper_mixture as paper_mixture
     from thermodiff.diffusion import Diffusion as Diffusion
     from thermodiff.diffusion import oracle as oracle
+    from thermodiff.fields import diffusivity as diffusivity
+    from thermodiff.fields import drift as drift
+    from thermodiff.fields import potential as potential
+    from thermodiff.integrate import Histogram as Histogram
+    from thermodiff.integrate import Moments as Moments
     from thermodiff.integrate import Path as Path
     from thermodiff.integrate import probability_flow as probability_flow
     from thermodiff.integrate import reverse as reverse
+    from thermodiff.integrate import simulate as simulate
     from thermodiff.plotting import plot as plot
+    from thermodiff.processes import Langevin as Langevin
+    from thermodiff.processes import Linear as Linear
     from thermodiff.schedules import VE as VE
     from thermodiff.schedules import VP as VP
     from thermodiff.schedules import CondOT as CondOT

@@ -7,9 +7,9 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -43,61 +43,124 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_order(function: Callable[[int], T], count: int, executor: Executor | None, *, concurrent: bool = True) -> Iterator[T]:
+def in_order(
+    function: Callable[[Any], T],
+    count: int,
+    executor: Executor | None,
+    *,
+    concurrent: bool = True,
+    inputs: Callable[[int], Any] | None = None,
+) -> Iterator[T]:
     """Yield ``function(0) ... function(count - 1)`` in order, computed by ``executor`` (None: threads, this one among them).
 
-    A few tasks per worker of an executor are under way at a time, so memory does not grow with ``count``.  Without
-    ``concurrent`` the calls are made here, one by one.
+    ``inputs(k)``, made here when task k is handed out, takes the place of k: only a task's own data travels.  A few tasks
+    per worker of an executor are under way at a time, so memory does not grow with ``count``.  Without ``concurrent`` the
+    calls are made here, one by one.  Where a worker process dies, a new pool takes over what is missing.
     """
+    given = inputs or _same
     if not concurrent or count == 1 or (executor is None and cores() == 1):
-        yield from map(function, range(count))
+        yield from (function(given(k)) for k in range(count))
     elif executor is None:
-        yield from _with_helpers(function, count)
+        yield from _with_helpers(function, count, given)
     else:
-        yield from _submitted(function, count, executor)
+        yield from _submitted(function, count, executor, given)
 
 
-def _with_helpers(function: Callable[[int], T], count: int) -> Iterator[T]:
+def _same(k: int) -> int:
+    return k
+
+
+def _with_helpers(function: Callable[[Any], T], count: int, given: Callable[[int], Any]) -> Iterator[T]:
     """Work here too: a thread that only waits is often woken on the core of a worker, which then stands still."""
-    results: list[Future[T]] = [Future() for _ in range(count)]
+    results: list[Future[T] | None] = [Future() for _ in range(count)]
     unclaimed = iter(range(count))
+    claimed = handed_on = 0
+    ahead, wanted = 4 * cores(), min(cores(), count) - 1
+    helping: list[Future[None]] = []
 
     def work() -> bool:
+        nonlocal claimed
         k = next(unclaimed, None)
         if k is None:
             return False
+        claimed = k + 1
+        result = results[k]
+        assert result is not None
         try:
-            results[k].set_result(function(k))
+            result.set_result(function(given(k)))
         except Exception as error:
-            results[k].set_exception(error)
+            result.set_exception(error)
         return True
 
     def help_out() -> None:
-        while work():
+        # A helper that is far ahead leaves, so that results do not pile up; it never waits.
+        while claimed - handed_on < ahead and work():
             pass
 
-    for _ in range(min(cores(), count) - 1):
-        _helpers().submit(help_out)
     try:
-        for result in results:
+        for k in range(count):
+            helping = [helper for helper in helping if not helper.done()]
+            while len(helping) < wanted and claimed < count:
+                helping.append(_helpers().submit(help_out))
+            result = results[k]
+            assert result is not None
             while not result.done() and work():
                 pass
-            yield result.result()
+            value = result.result()
+            # What has been handed on is not kept.
+            results[k] = result = None
+            handed_on = k + 1
+            yield value
+            del value
     finally:
         # Whatever ends this early leaves nothing to claim.
         deque(unclaimed, maxlen=0)
 
 
-def _submitted(function: Callable[[int], T], count: int, executor: Executor) -> Iterator[T]:
+MOST_DEATHS = 20
+"""Pools of processes that are replaced before giving up."""
+
+
+def _submitted(function: Callable[[Any], T], count: int, executor: Executor, given: Callable[[int], Any]) -> Iterator[T]:
+    pool, deaths = executor, 0
     ahead = 4 * (getattr(executor, "_max_workers", None) or cores())
-    waiting: deque[Future[T]] = deque()
+    waiting: dict[int, Future[T]] = {}
     try:
-        for k in range(count):
-            waiting.append(executor.submit(function, k))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        k = 0
+        while k < count:
+            try:
+                for j in range(k, min(k + ahead, count)):
+                    if j not in waiting:
+                        waiting[j] = pool.submit(function, given(j))
+                value = waiting[k].result()
+            except BrokenExecutor:
+                deaths += 1
+                if deaths > MOST_DEATHS:
+                    raise
+                pool = _replacement(pool, executor)
+                waiting = {j: future for j, future in waiting.items() if _finished(future)}
+                continue
+            del waiting[k]
+            k += 1
+            yield value
     finally:
-        for future in waiting:
+        for future in waiting.values():
             future.cancel()
+        if pool is not executor:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _finished(future: Future[Any]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
+
+
+def _replacement(pool: Executor, first: Executor) -> Executor:
+    """A new pool of processes like the broken one."""
+    if not isinstance(pool, ProcessPoolExecutor):
+        raise RuntimeError("the executor lost its workers and cannot be replaced; start it again.")
+    if pool is not first:
+        pool.shutdown(wait=False, cancel_futures=True)
+    old: Any = pool
+    return ProcessPoolExecutor(
+        old._max_workers, old._mp_context, old._initializer, old._initargs, max_tasks_per_child=old._max_tasks_per_child
+    )

@@ -114,8 +114,10 @@ def test_field_is_affine_in_the_two_scalars(law: Packed) -> None:
 def test_score_does_not_depend_on_the_rows_asked_for(law: Packed) -> None:
     x = points(law)
     whole = field(law, x, 0.6, 0.8, 0.0, 1.0, law.dim + 2)
-    for rows in (law.dim, law.dim + 1):
-        np.testing.assert_array_equal(field(law, x, 0.6, 0.8, 0.0, 1.0, rows), whole[:, :rows])
+    np.testing.assert_array_equal(field(law, x, 0.6, 0.8, 0.0, 1.0, law.dim + 1), whole[:, : law.dim + 1])
+    # Without further rows the isotropic kernel forms the same sums in another order.
+    alone = field(law, x, 0.6, 0.8, 0.0, 1.0, law.dim)
+    np.testing.assert_allclose(alone, whole[:, : law.dim], rtol=1e-12, atol=1e-13 * np.abs(whole[:, : law.dim]).max())
 
 
 @laws

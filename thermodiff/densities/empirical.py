@@ -13,7 +13,7 @@ from thermodiff._check import points as check_points
 from thermodiff.accounting.quadrature import Widths
 from thermodiff.densities.base import Density, Law
 from thermodiff.densities.entropy import Part
-from thermodiff.kernels import integrands, philox, scores
+from thermodiff.kernels import clouds, integrands, philox
 from thermodiff.kernels.jit import LANES
 from thermodiff.kernels.tasks import over_blocks
 
@@ -33,7 +33,7 @@ class PointCloud(Density):
     def __init__(self, points: npt.ArrayLike) -> None:
         self.points = check_points("points", points)
         self.law = Law(
-            scores.pack_cloud(self.points), integrands.draw_cloud, scores.cloud_score, scores.cloud_density
+            clouds.pack_cloud(self.points), integrands.draw_cloud, clouds.cloud_score, clouds.cloud_density
         )  # fmt: skip
 
     @property

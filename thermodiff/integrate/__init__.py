@@ -1,5 +1,8 @@
-"""Integrators for anything that offers a field: the reverse process and the probability flow."""
+"""Integrators for anything that offers a field: user dynamics, the reverse process, the probability flow."""
 
 from thermodiff.integrate.path import Path as Path
+from thermodiff.integrate.reducers import Histogram as Histogram
+from thermodiff.integrate.reducers import Moments as Moments
+from thermodiff.integrate.simulate import simulate as simulate
 from thermodiff.integrate.solve import probability_flow as probability_flow
 from thermodiff.integrate.solve import reverse as reverse

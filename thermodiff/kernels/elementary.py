@@ -90,7 +90,7 @@ def _held(typingctx: Any, x: Any) -> Any:
 
 @inline
 def _reduced_exp(y):
-    """(exp(r), s) with y = k ln 2 + r; the low bits of s hold the integer k.  Estrin's order: short chains."""
+    """(exp(r) - 1, s) with y = k ln 2 + r; the low bits of s hold the integer k.  Estrin's order: short chains."""
     shifted = y * _held(_INV_LN2) + _held(MAGIC)
     k = shifted - _held(MAGIC)
     r = (y - k * _held(_LN2_HI)) - k * _held(_LN2_LO)
@@ -100,7 +100,7 @@ def _reduced_exp(y):
     high = (_held(1.0 / 5040.0) + r * _held(1.0 / 40320.0)) + r2 * (_held(1.0 / 362880.0) + r * _held(1.0 / 3628800.0))
     top = (_held(1.0 / 39916800.0) + r * _held(1.0 / 479001600.0)) + r2 * _held(1.0 / 6227020800.0)
     p = low + r4 * (high + r4 * top)
-    return 1.0 + (r + (0.5 + r * p) * r2), shifted
+    return r + (0.5 + r * p) * r2, shifted
 
 
 @inline
@@ -114,7 +114,7 @@ def exp(x):
     half = n >> np.uint64(1)
     first = from_bits((half - np.uint64(2048 - 1023)) << np.uint64(52))
     second = from_bits((n - half - np.uint64(2048 - 1023)) << np.uint64(52))
-    return p * first * second if x == x else x
+    return (1.0 + p) * first * second if x == x else x
 
 
 @inline
@@ -122,7 +122,30 @@ def exp_weight(x):
     """Exponential of x <= 0, for a softmax; below -600 it stays at 2.7e-261, far from subnormal numbers.  nan gives nan."""
     y = -600.0 if x < -600.0 else x
     p, shifted = _reduced_exp(y)
-    return from_bits(to_bits(p) + (to_bits(shifted) << np.uint64(52)))
+    return from_bits(to_bits(1.0 + p) + (to_bits(shifted) << np.uint64(52)))
+
+
+@inline
+def expm1(x):
+    """exp(x) - 1 without cancellation; relative 4e-16."""
+    y = x if x < 709.0 else 709.0
+    y = y if y > -40.0 else -40.0
+    p, shifted = _reduced_exp(y)
+    scale = from_bits((to_bits(shifted) - np.uint64(_MAGIC_BITS) + np.uint64(1023)) << np.uint64(52))
+    value = scale * p + (scale - 1.0)
+    value = value if x < 709.0 else exp(x) - 1.0
+    return value if x == x else x
+
+
+@inline
+def tanh(x):
+    """Hyperbolic tangent; relative 1e-15."""
+    size = abs(x)
+    size = size if size < 20.0 else 20.0
+    t = expm1(-2.0 * size)
+    value = -t / (2.0 + t)
+    value = value if x >= 0.0 else -value
+    return value if x == x else x
 
 
 @inline

@@ -11,10 +11,11 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
+from thermodiff.kernels.clouds import cloud_parts
 from thermodiff.kernels.controls import adjust_pointer, indices
 from thermodiff.kernels.jit import LANES, field_pointer, inline, kernel, matrix, subroutine, tensor, vector, words
 from thermodiff.kernels.philox import COMPONENT, NOISE, fill_rows, fill_uniforms
-from thermodiff.kernels.scores import cloud_parts, full_parts, isotropic_parts
+from thermodiff.kernels.scores import full_parts, isotropic_parts
 
 GRAM = ("xx", "xc", "cc", "xb", "bb", "cb")
 """Inner products in the Gram kernel's output; "div" (sigma div b), "logp" and the component rows follow."""

@@ -96,7 +96,7 @@ class Kernel:
     def pointer(self) -> Any:
         """What a kernel takes in place of this one, with its address looked up once (Numba looks it up at every call)."""
         if self._pointer is None:
-            self._pointer = _Address(self.dispatcher, types.FunctionType(self._signature))
+            self._pointer = Address(self.dispatcher, types.FunctionType(self._signature))
         return self._pointer
 
     def __reduce__(self) -> tuple[Any, tuple[str, str]]:
@@ -104,10 +104,18 @@ class Kernel:
         return _find, (self._function.__module__, self.__name__)
 
     def __call__(self, *arguments: Any) -> Any:
-        return self.dispatcher(*(a.pointer if isinstance(a, Kernel) else a for a in arguments))
+        return self.dispatcher(*(a.pointer if isinstance(a, Kernel | UserKernel) else a for a in arguments))
 
 
-class _Address:
+class UserKernel:
+    """A compiled field that no module of thermodiff holds."""
+
+    def __init__(self, dispatcher: Any) -> None:
+        self.dispatcher = dispatcher
+        self.pointer = Address(dispatcher, field_pointer)
+
+
+class Address:
     """A compiled kernel as an argument, by Numba's protocol for foreign functions."""
 
     def __init__(self, dispatcher: Any, pointer_type: Any) -> None:

@@ -1,4 +1,4 @@
-"""Scores and log-densities of x_t = alpha x_0 + sigma z for mixtures and point clouds, on blocks of LANES points.
+"""Scores and log-densities of x_t = alpha x_0 + sigma z for mixtures, on blocks of LANES points.
 
 Every field has the signature of `jit.field_signature`.  The row of scalars is ``(alpha, sigma**2, a, c)``:
 
@@ -18,9 +18,6 @@ import numpy as np
 
 from thermodiff.kernels.elementary import exp_weight, log
 from thermodiff.kernels.jit import LANES, field_signature, inline, kernel
-
-TILE = 32
-"""Points of a cloud that are taken in one sweep over the lanes."""
 
 
 @inline
@@ -52,29 +49,29 @@ def full_parts(params):
 
 
 @inline
-def cloud_parts(params):
-    """Points of a cloud, (n, d)."""
-    count, dim = int(params[0]), int(params[1])
-    return params[2 : 2 + count * dim].reshape(count, dim)
-
-
-@inline
 def _isotropic_logits(x, alpha, variance, logw, mean, out, top):
     """log(w_k N(x; alpha m_k, variance)) + d/2 log 2 pi into ``out``; ``top`` keeps the running maximum."""
     dim = x.shape[0]
     half = -0.5 / variance
     constant = logw - 0.5 * dim * np.log(variance)
-    for lane in range(LANES):
-        out[lane] = 0.0
-    for c in range(dim):
-        row, centre = x[c], alpha * mean[c]
+    # Two coordinates a sweep: half the traffic.
+    one, first = x[0], alpha * mean[0]
+    if dim % 2 == 1:
         for lane in range(LANES):
-            gap = row[lane] - centre
-            out[lane] += gap * gap
+            gap = one[lane] - first
+            out[lane] = constant + half * (gap * gap)
+    else:
+        two, second = x[1], alpha * mean[1]
+        for lane in range(LANES):
+            gap, other = one[lane] - first, two[lane] - second
+            out[lane] = constant + half * (gap * gap + other * other)
+    for c in range(2 - dim % 2, dim, 2):
+        one, two, first, second = x[c], x[c + 1], alpha * mean[c], alpha * mean[c + 1]
+        for lane in range(LANES):
+            gap, other = one[lane] - first, two[lane] - second
+            out[lane] += half * (gap * gap + other * other)
     for lane in range(LANES):
-        value = constant + half * out[lane]
-        out[lane] = value
-        top[lane] = value if value > top[lane] else top[lane]
+        top[lane] = out[lane] if out[lane] > top[lane] else top[lane]
     return constant
 
 
@@ -155,7 +152,7 @@ def _component_rows(responsibilities, unit, logw, dim, out):
 
 
 @inline
-def _log_density(top, total, dim, out):
+def log_density(top, total, dim, out):
     """log p_t from the running maximum and the sum of exponentials."""
     constant = 0.5 * dim * np.log(2.0 * np.pi)
     for lane in range(LANES):
@@ -163,7 +160,7 @@ def _log_density(top, total, dim, out):
 
 
 @inline
-def _finish(x, a, c, excess, extra, out):
+def finish(x, a, c, excess, extra, out):
     """Last step of every score field: a x + c s, after its divergence from s and the mean of |g_k|^2 - tr C_k^-1."""
     dim = x.shape[0]
     if extra > 0:
@@ -182,6 +179,53 @@ def _finish(x, a, c, excess, extra, out):
             target[lane] = a * source[lane] + c * target[lane]
 
 
+@inline
+def _weigh_means(logits, top, alpha, variances, sigma2, means, total, slope, out):
+    """Sums over the components: weights, weights / variance, and weights / variance times the means."""
+    count, dim = means.shape
+    for lane in range(LANES):
+        total[lane], slope[lane] = 0.0, 0.0
+    for i in range(dim):
+        target = out[i]
+        for lane in range(LANES):
+            target[lane] = 0.0
+    for k in range(count):
+        logit, inverse = logits[k], 1.0 / (alpha * alpha * variances[k] + sigma2)
+        for lane in range(LANES):
+            value = exp_weight(logit[lane] - top[lane])
+            total[lane] += value
+            value *= inverse
+            slope[lane] += value
+            logit[lane] = value
+        if dim % 2 == 1:
+            one, first = out[0], alpha * means[k, 0]
+            for lane in range(LANES):
+                one[lane] += logit[lane] * first
+        for i in range(dim % 2, dim, 2):
+            one, two, first, second = out[i], out[i + 1], alpha * means[k, i], alpha * means[k, i + 1]
+            for lane in range(LANES):
+                one[lane] += logit[lane] * first
+                two[lane] += logit[lane] * second
+
+
+@inline
+def _isotropic_score_alone(x, alpha, sigma2, a, c, logw, variances, means, out):
+    """The score without divergence, density or component rows: two sweeps for each component."""
+    count, dim = means.shape
+    logits = np.empty((count, LANES))
+    top, total, slope = np.full(LANES, -np.inf), np.empty(LANES), np.empty(LANES)
+    for k in range(count):
+        _isotropic_logits(x, alpha, alpha * alpha * variances[k] + sigma2, logw[k], means[k], logits[k], top)
+    _weigh_means(logits, top, alpha, variances, sigma2, means, total, slope, out)
+    for lane in range(LANES):
+        total[lane] = c / total[lane]
+        slope[lane] = a - slope[lane] * total[lane]
+    for i in range(dim):
+        source, target = x[i], out[i]
+        for lane in range(LANES):
+            target[lane] = slope[lane] * source[lane] + total[lane] * target[lane]
+
+
 @kernel(field_signature)
 def isotropic_score(x, row, params, out):
     """a x + c s for a mixture of isotropic Gaussians; cost K d per point."""
@@ -189,6 +233,9 @@ def isotropic_score(x, row, params, out):
     logw, _, variances, means = isotropic_parts(params)
     count, dim = means.shape
     extra = out.shape[0] - dim
+    if extra == 0:
+        _isotropic_score_alone(x, alpha, sigma2, a, c, logw, variances, means, out)
+        return
     logits, constants = np.empty((count, LANES)), np.empty(count)
     top, total, excess = np.full(LANES, -np.inf), np.empty(LANES), np.zeros(LANES)
     for k in range(count):
@@ -199,7 +246,7 @@ def isotropic_score(x, row, params, out):
         _squares(logits, constants, dim, unit)
     _soften(logits, top, total)
     if extra > 1:
-        _log_density(top, total, dim, out[dim + 1])
+        log_density(top, total, dim, out[dim + 1])
     _normalise(logits, total)
     if extra > 2:
         _component_rows(logits, unit, logw, dim, out)
@@ -221,7 +268,7 @@ def isotropic_score(x, row, params, out):
             for lane in range(LANES):
                 excess[lane] += weight[lane] * u[lane]
     # excess: |g_k|^2 - d / v_k = (y' C_k^-1 y - d) / v_k, and the factor 1 / v_k is in the weights.
-    _finish(x, a, c, excess, extra, out)
+    finish(x, a, c, excess, extra, out)
 
 
 @kernel(field_signature)
@@ -273,7 +320,7 @@ def full_score(x, row, params, out):
         _squares(logits, constants, dim, unit)
     _soften(logits, top, total)
     if extra > 1:
-        _log_density(top, total, dim, out[dim + 1])
+        log_density(top, total, dim, out[dim + 1])
     _normalise(logits, total)
     if extra > 2:
         _component_rows(logits, unit, logw, dim, out)
@@ -295,7 +342,7 @@ def full_score(x, row, params, out):
                 target, component = out[i], axes[k, j, i]
                 for lane in range(LANES):
                     target[lane] -= component * work[lane]
-    _finish(x, a, c, excess, extra, out)
+    finish(x, a, c, excess, extra, out)
 
 
 @kernel(field_signature)
@@ -311,155 +358,6 @@ def full_density(x, row, params, out):
     _log_sum(logits, top, dim, out)
 
 
-@inline
-def _cloud_distances(x, alpha, points, first, last, out):
-    """|x - alpha p|^2 for the points first ... last - 1 into the rows of ``out``, four points a sweep."""
-    for j in range(last - first):
-        row = out[j]
-        for lane in range(LANES):
-            row[lane] = 0.0
-    j = first
-    while j + 4 <= last:
-        o0, o1, o2, o3 = out[j - first], out[j - first + 1], out[j - first + 2], out[j - first + 3]
-        for i in range(x.shape[0]):
-            row = x[i]
-            p0, p1 = alpha * points[j, i], alpha * points[j + 1, i]
-            p2, p3 = alpha * points[j + 2, i], alpha * points[j + 3, i]
-            for lane in range(LANES):
-                value = row[lane]
-                g0, g1, g2, g3 = value - p0, value - p1, value - p2, value - p3
-                o0[lane] += g0 * g0
-                o1[lane] += g1 * g1
-                o2[lane] += g2 * g2
-                o3[lane] += g3 * g3
-        j += 4
-    while j < last:
-        o0 = out[j - first]
-        for i in range(x.shape[0]):
-            row, p0 = x[i], alpha * points[j, i]
-            for lane in range(LANES):
-                g0 = row[lane] - p0
-                o0[lane] += g0 * g0
-        j += 1
-
-
-@inline
-def _cloud_weights(distances, size, half, top, total, scale):
-    """Fold a tile into the running softmax: weights in place of distances, ``scale`` rescales what came before."""
-    for lane in range(LANES):
-        scale[lane] = top[lane]
-    for j in range(size):
-        row = distances[j]
-        for lane in range(LANES):
-            value = half * row[lane]
-            top[lane] = value if value > top[lane] else top[lane]
-    for lane in range(LANES):
-        scale[lane] = exp_weight(scale[lane] - top[lane])
-        total[lane] *= scale[lane]
-    for j in range(size):
-        row = distances[j]
-        for lane in range(LANES):
-            value = exp_weight(half * row[lane] - top[lane])
-            row[lane] = value
-            total[lane] += value
-
-
-@kernel(field_signature)
-def cloud_score(x, row, params, out):
-    """a x + c s for n equal points (the empirical law); cost n d per point, memory of one tile."""
-    alpha, sigma2, a, c = row[0], row[1], row[2], row[3]
-    points = cloud_parts(params)
-    count, dim = points.shape
-    extra = out.shape[0] - dim
-    half = -0.5 / sigma2
-    weights, kept = np.empty((TILE, LANES)), np.empty((TILE if extra > 0 else 0, LANES))
-    top, total = np.full(LANES, -np.inf), np.zeros(LANES)
-    scale, excess = np.empty(LANES), np.zeros(LANES)
-    for i in range(dim):
-        target = out[i]
-        for lane in range(LANES):
-            target[lane] = 0.0
-    first = 0
-    while first < count:
-        last = min(first + TILE, count)
-        size = last - first
-        _cloud_distances(x, alpha, points, first, last, weights)
-        if extra > 0:
-            kept[:size] = weights[:size]
-        _cloud_weights(weights, size, half, top, total, scale)
-        if extra > 0:
-            for lane in range(LANES):
-                excess[lane] *= scale[lane]
-            for j in range(size):
-                weight, distance = weights[j], kept[j]
-                for lane in range(LANES):
-                    excess[lane] += weight[lane] * distance[lane]
-        for i in range(dim):
-            target = out[i]
-            for lane in range(LANES):
-                target[lane] *= scale[lane]
-            j = 0
-            while j + 4 <= size:
-                w0, w1, w2, w3 = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]
-                p0, p1 = points[first + j, i], points[first + j + 1, i]
-                p2, p3 = points[first + j + 2, i], points[first + j + 3, i]
-                for lane in range(LANES):
-                    target[lane] += (w0[lane] * p0 + w1[lane] * p1) + (w2[lane] * p2 + w3[lane] * p3)
-                j += 4
-            while j < size:
-                w0, p0 = weights[j], points[first + j, i]
-                for lane in range(LANES):
-                    target[lane] += w0[lane] * p0
-                j += 1
-        first = last
-    if extra > 1:
-        _log_density(top, total, dim, out[dim + 1])
-        shift = np.log(count) + 0.5 * dim * np.log(sigma2)
-        target = out[dim + 1]
-        for lane in range(LANES):
-            target[lane] -= shift
-    for lane in range(LANES):
-        scale[lane] = 1.0 / total[lane]
-        excess[lane] = (excess[lane] * scale[lane] / sigma2 - dim) / sigma2
-    for i in range(dim):
-        source, target = x[i], out[i]
-        for lane in range(LANES):
-            target[lane] = (alpha * target[lane] * scale[lane] - source[lane]) / sigma2
-    _finish(x, a, c, excess, extra, out)
-
-
-@kernel(field_signature)
-def cloud_density(x, row, params, out):
-    """log p_t and H(r) for n equal points."""
-    alpha, sigma2 = row[0], row[1]
-    points = cloud_parts(params)
-    count, dim = points.shape
-    half = -0.5 / sigma2
-    weights, kept = np.empty((TILE, LANES)), np.empty((TILE, LANES))
-    top, total = np.full(LANES, -np.inf), np.zeros(LANES)
-    scale, moment = np.empty(LANES), np.zeros(LANES)
-    first = 0
-    while first < count:
-        last = min(first + TILE, count)
-        size = last - first
-        _cloud_distances(x, alpha, points, first, last, weights)
-        kept[:size] = weights[:size]
-        _cloud_weights(weights, size, half, top, total, scale)
-        for lane in range(LANES):
-            moment[lane] *= scale[lane]
-        for j in range(size):
-            weight, distance = weights[j], kept[j]
-            for lane in range(LANES):
-                moment[lane] += weight[lane] * half * distance[lane]
-        first = last
-    density, entropy = out[0], out[1]
-    constant = np.log(count) + 0.5 * dim * (np.log(2.0 * np.pi) + np.log(sigma2))
-    for lane in range(LANES):
-        log_total = log(total[lane])
-        density[lane] = top[lane] + log_total - constant
-        entropy[lane] = log_total + top[lane] - moment[lane] / total[lane]
-
-
 def pack_isotropic(weights: np.ndarray, means: np.ndarray, variances: np.ndarray) -> np.ndarray:
     """Flat parameters of `isotropic_score`: weights (K,), means (K, d), variances (K,)."""
     return np.concatenate([means.shape, np.log(weights), _cumulative(weights), variances, means.ravel()])
@@ -469,11 +367,6 @@ def pack_full(weights: np.ndarray, means: np.ndarray, eigenvalues: np.ndarray, a
     """Flat parameters of `full_score`: eigenvalues (K, d) and ``axes`` (K, d, d), whose rows are the eigenvectors."""
     parts = [means.shape, np.log(weights), _cumulative(weights), means.ravel(), eigenvalues.ravel(), axes.ravel()]
     return np.concatenate(parts)
-
-
-def pack_cloud(points: np.ndarray) -> np.ndarray:
-    """Flat parameters of `cloud_score`: points (n, d)."""
-    return np.concatenate([points.shape, points.ravel()])
 
 
 def _cumulative(weights: np.ndarray) -> np.ndarray:

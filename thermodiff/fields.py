@@ -1,0 +1,222 @@
+"""Drifts, potentials and diffusivities written as plain Python functions, compiled once into fields.
+
+    @td.drift
+    def swirl(x, t, kappa, omega):
+        return -kappa * x[0] + omega * x[1], -kappa * x[1] - omega * x[0]
+
+``x`` is a tuple of d numbers, ``t`` the time, the rest are parameters: numbers that travel at run time, so that new values
+compile nothing.  Functions of ``math`` and ``numpy`` inside are replaced by vectorising ones.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thermodiff._check import count, finite_number, points
+
+FloatArray = npt.NDArray[np.float64]
+
+
+class Field:
+    """A function of point, time and parameters that is compiled when it is first used.
+
+    Calling it calls the plain Python function: ``swirl((1.0, 0.0), 0.0, 1.0, 2.0)``.
+    """
+
+    kind = "values"
+    form = "{name}(x, t, ...)"
+    gives = "a tuple of d numbers"
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        if isinstance(function, Field) or not inspect.isfunction(function):
+            raise TypeError(
+                f"{type(self).__name__.lower()}: it decorates a plain Python function {self.form.format(name='f')}, "
+                f"got {type(function).__name__}."
+            )
+        self.function = function
+        self.__name__, self.__doc__, self.__module__ = function.__name__, function.__doc__, function.__module__
+        self._kernels: dict[tuple[int, int], Any] = {}
+        arguments = list(inspect.signature(function).parameters.values())
+        leading = 3 if self.kind == "filled" else 2
+        usual = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        if len(arguments) < leading or any(argument.kind not in usual for argument in arguments):
+            raise TypeError(f"{self.__name__}: it must be written as {self.form.format(name=self.__name__)}.")
+        self.parameters = tuple(argument.name for argument in arguments[leading:])
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.__name__}({', '.join(('x', 't', *self.parameters))}))"
+
+    def values_of(self, params: Sequence[float] | FloatArray) -> FloatArray:
+        """The parameters as an array, (p,).
+
+        Raises
+        ------
+        TypeError, ValueError
+            If they are not numbers, or not as many as the function takes.
+        """
+        numbers = [finite_number(f"params[{j}]", value) for j, value in enumerate(np.atleast_1d(np.asarray(params, object)))]
+        if len(numbers) != len(self.parameters):
+            need = ", ".join(self.parameters) or "none"
+            raise ValueError(f"{self.__name__} takes {len(self.parameters)} parameters ({need}), got {len(numbers)}.")
+        return np.array(numbers)
+
+    def kernel(self, dim: int, params: FloatArray) -> Any:
+        """The compiled field for d = ``dim``; compiled at first use, 0.2 to 0.5 s.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the function cannot be called or compiled, with the reason.
+        """
+        key = (dim, len(self.parameters))
+        if key not in self._kernels:
+            from thermodiff.kernels.user import lane_field
+
+            self._try_out(dim, params)
+            self._kernels[key] = lane_field(self.function, dim, len(self.parameters), self.kind)
+        return self._kernels[key]
+
+    def at(self, x: npt.ArrayLike, t: float = 0.0, params: Sequence[float] | FloatArray = ()) -> FloatArray:
+        """The compiled field at points (n, d)."""
+        from thermodiff.kernels.tasks import at_points
+
+        x, numbers = points("x", x), self.values_of(params)
+        kernel = self.kernel(x.shape[1], numbers)
+        return at_points(kernel, numbers, (finite_number("t", t), 0.0, 0.0, 0.0), x, self._rows(x.shape[1]))
+
+    def _rows(self, dim: int) -> int:
+        return dim
+
+    def _try_out(self, dim: int, params: FloatArray) -> None:
+        """Call the plain function once: Python's own complaints are clearer than a compiler's."""
+        point = tuple(0.1 + 0.01 * i for i in range(dim))
+        arguments: list[Any] = [point, 0.0, *params.tolist()]
+        if self.kind == "filled":
+            arguments[:2] = [np.array(point), 0.0, np.zeros(dim)]
+        try:
+            result = self.function(*arguments)
+        except (ArithmeticError, ValueError):
+            return  # This point is not in its domain; that says nothing about the code.
+        except Exception as error:
+            raise TypeError(
+                f"{self.__name__} fails when called with d = {dim} and {len(params)} parameters: {error}; "
+                f"it is called as {self.form.format(name=self.__name__)} with x[0] ... x[{dim - 1}]."
+            ) from error
+        self._check_result(result, dim)
+
+    def _check_result(self, result: Any, dim: int) -> None:
+        if not isinstance(result, tuple) or not all(isinstance(value, Real) for value in result):
+            raise TypeError(f"{self.__name__} must return {self.gives}, got {result!r:.60}.")
+        if len(result) != dim:
+            raise ValueError(
+                f"{self.__name__} returns {len(result)} numbers, but dim = {dim}; return one for each coordinate."
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        found = _lookup(self.__module__, self.function.__qualname__)
+        if found is self and self.__module__ != "__main__":
+            return _lookup, (self.__module__, self.function.__qualname__)
+        from thermodiff.kernels.user import to_bytes
+
+        return _rebuild, (type(self), to_bytes(self.function))
+
+
+def _lookup(module: str, name: str) -> Any:
+    found: Any = sys.modules.get(module)
+    if found is None:
+        from importlib import import_module
+
+        found = import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+@lru_cache(maxsize=64)
+def _rebuild(kind: type[Field], content: bytes) -> Field:
+    """A worker process meets a field with every task; it compiles it once."""
+    from thermodiff.kernels.user import from_bytes
+
+    return kind(from_bytes(content))
+
+
+class Drift(Field):
+    """f(x, t, ...) -> (f_0, ..., f_{d-1})."""
+
+
+class FilledDrift(Drift):
+    """f(x, t, out, ...), which writes its d values into ``out``; for long chains."""
+
+    kind = "filled"
+    form = "{name}(x, t, out, ...)"
+
+    def _check_result(self, result: Any, dim: int) -> None:
+        if result is not None:
+            raise TypeError(f"{self.__name__} must fill out and return nothing, got {result!r:.60}.")
+
+
+class Potential(Field):
+    """U(x, t, ...) -> energy; as a field it is the force -grad U, differentiated exactly at the cost of d evaluations."""
+
+    kind = "gradient"
+    gives = "one number, the energy"
+
+    def _check_result(self, result: Any, dim: int) -> None:
+        if not isinstance(result, Real):
+            raise TypeError(f"{self.__name__} must return {self.gives}, got {result!r:.60}.")
+
+
+class Diffusivity(Field):
+    """D(x, t, ...) -> (D_0, ..., D_{d-1}); as a field it carries the derivatives dD_i/dx_i too, exactly."""
+
+    kind = "spread"
+
+    def _rows(self, dim: int) -> int:
+        return 2 * dim
+
+
+def drift(function: Callable[..., Any] | None = None, *, fills: bool = False) -> Any:
+    """Make a drift of a plain scalar function ``f(x, t, *params)`` that returns a tuple of d numbers.
+
+    Parameters
+    ----------
+    function : callable
+        Used as a decorator.
+    fills : bool
+        The function is ``f(x, t, out, *params)`` and writes into ``out``: for chains with many coordinates.
+
+    Returns
+    -------
+    Drift
+    """
+    kind = FilledDrift if fills else Drift
+    return kind if function is None else kind(function)
+
+
+def potential(function: Callable[..., Any]) -> Potential:
+    """Make a potential of a scalar function ``U(x, t, *params)``; the drift is -grad U, differentiated exactly."""
+    return Potential(function)
+
+
+def diffusivity(function: Callable[..., Any]) -> Diffusivity:
+    """Make a state-dependent diagonal diffusivity of a function ``D(x, t, *params)`` that returns (D_0, ..., D_{d-1})."""
+    return Diffusivity(function)
+
+
+def dimension(value: Any) -> int:
+    """A number of coordinates that fields are compiled for, 1 to 64."""
+    dim = count("dim", value)
+    if dim > 64:
+        raise ValueError(f"dim must be at most 64, got {dim}.")
+    return dim

@@ -1,0 +1,90 @@
+"""Running statistics of an ensemble, in place of its states."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@runtime_checkable
+class Reducer(Protocol):
+    """What ``simulate(..., reduce=)`` takes; any object with these three methods.
+
+    ``of`` is called with the states (T, m, d) of a block of at most 256 paths, where the block was computed (paths that
+    left the finite numbers are left out); ``merge``
+    combines two of its results, always in the order of the paths; ``result`` makes the answer of the last.
+    """
+
+    def of(self, states: FloatArray) -> Any: ...
+    def merge(self, one: Any, two: Any) -> Any: ...
+    def result(self, total: Any) -> Any: ...
+
+
+class Running:
+    """Merge pieces in the order in which they come."""
+
+    def __init__(self, reducer: Reducer) -> None:
+        self.reducer, self.total = reducer, None
+
+    def add(self, pieces: list[Any]) -> None:
+        """The pieces of consecutive blocks."""
+        for piece in pieces:
+            self.total = piece if self.total is None else self.reducer.merge(self.total, piece)
+
+    def result(self) -> Any:
+        """The answer; None where every path was lost."""
+        return None if self.total is None else self.reducer.result(self.total)
+
+
+class Moments:
+    """Mean (T, d) and covariance (T, d, d) at the asked times, with the number of paths.
+
+    Merging is by Chan, Golub and LeVeque (1979): no cancellation, however far the mean is from zero.
+    """
+
+    def of(self, states: FloatArray) -> tuple[int, FloatArray, FloatArray]:
+        mean = states.mean(axis=1)
+        centred = states - mean[:, None, :]
+        return states.shape[1], mean, np.einsum("tni,tnj->tij", centred, centred)
+
+    def merge(self, one: Any, two: Any) -> Any:
+        (n, mean, spread), (m, other, more) = one, two
+        gap = other - mean
+        outer = gap[:, :, None] * gap[:, None, :]
+        return n + m, mean + gap * (m / (n + m)), spread + more + outer * (n * m / (n + m))
+
+    def result(self, total: Any) -> dict[str, Any]:
+        n, mean, spread = total
+        return {"n": n, "mean": mean, "covariance": spread / max(n - 1, 1), "mean_error": self._error(n, spread)}
+
+    def _error(self, n: int, spread: FloatArray) -> FloatArray:
+        return np.sqrt(np.diagonal(spread, axis1=1, axis2=2) / max(n - 1, 1) / n)
+
+    def __repr__(self) -> str:
+        return "Moments()"
+
+
+class Histogram:
+    """Counts (T, bins) of one coordinate at the asked times; ``edges`` (bins + 1,), values outside are not counted."""
+
+    def __init__(self, edges: npt.ArrayLike, coordinate: int = 0) -> None:
+        self.edges = np.asarray(edges, dtype=np.float64)
+        if self.edges.ndim != 1 or self.edges.size < 2 or not np.all(np.diff(self.edges) > 0.0):
+            raise ValueError(f"Histogram: edges must be at least two increasing numbers, got {edges!r:.60}.")
+        self.coordinate = coordinate
+
+    def of(self, states: FloatArray) -> npt.NDArray[np.int64]:
+        return np.array([np.histogram(row[:, self.coordinate], self.edges)[0] for row in states])
+
+    def merge(self, one: Any, two: Any) -> Any:
+        return one + two
+
+    def result(self, total: Any) -> dict[str, Any]:
+        return {"edges": self.edges, "counts": total}
+
+    def __repr__(self) -> str:
+        return f"Histogram({self.edges.size - 1} bins from {self.edges[0]:g} to {self.edges[-1]:g}, {self.coordinate})"

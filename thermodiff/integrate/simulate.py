@@ -1,0 +1,398 @@
+"""Ensembles of user dynamics: only the asked times are kept, and any executor gives the same bits."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path as FilePath
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from thermodiff._check import DivergenceError, above, choice, count, points, seed_words
+from thermodiff._tasks import in_order
+from thermodiff.integrate.checkpoint import Checkpoint
+from thermodiff.integrate.path import Path
+from thermodiff.integrate.reducers import Reducer, Running
+from thermodiff.kernels import langevin
+from thermodiff.kernels.jit import LANES
+from thermodiff.processes import Langevin, Linear
+
+FloatArray = npt.NDArray[np.float64]
+
+EXACT = -1
+RULES = {
+    "euler": langevin.EULER, "heun": langevin.HEUN, "milstein": langevin.MILSTEIN, "weak2": langevin.WEAK2,
+    "rk4": langevin.RK4, "exact": EXACT,
+}  # fmt: skip
+BLOCKS_PER_TASK = 128
+"""By default, 32,768 paths: milliseconds of work, and little memory."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Asked times and the steps between them: interval j is ``counts[j]`` steps of ``widths[j]`` from ``times[j]``."""
+
+    times: FloatArray
+    widths: FloatArray
+    counts: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, times: npt.ArrayLike, dt: float) -> Grid:
+        """Each interval in ceil(interval / dt - 1e-9) equal steps; a single number means [0, times]."""
+        dt = above("dt", dt, 0.0, "it is the longest step")
+        asked = np.asarray(times, dtype=np.float64)
+        if asked.ndim == 0:
+            asked = np.array([0.0, float(asked)])
+        if asked.ndim != 1 or asked.size < 2 or not np.all(np.isfinite(asked)) or not np.all(np.diff(asked) > 0.0):
+            raise ValueError(f"times must be at least two finite, increasing numbers, got {times!r:.80}.")
+        counts = np.maximum(np.ceil(np.diff(asked) / dt - 1e-9), 1.0).astype(np.int64)
+        return cls(asked, np.diff(asked) / counts, counts)
+
+    @property
+    def middles(self) -> FloatArray:
+        """The middle of each step."""
+        pieces = [t + h * (np.arange(n) + 0.5) for t, h, n in zip(self.times[:-1], self.widths, self.counts, strict=True)]
+        return np.concatenate(pieces)
+
+
+def simulate(
+    process: Langevin,
+    x0: npt.ArrayLike,
+    times: npt.ArrayLike,
+    dt: float,
+    *,
+    method: Literal["euler", "heun", "milstein", "weak2", "rk4", "exact"] | None = None,
+    rng: Any = None,
+    heat: bool = False,
+    reduce: Reducer | None = None,
+    out: str | os.PathLike[str] | Any = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    on_divergence: Literal["raise", "mark"] = "raise",
+    executor: Executor | None = None,
+    chunk: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Run an ensemble of paths.
+
+    Parameters
+    ----------
+    process : Langevin or Linear
+    x0 : (n, d) array
+        First states.
+    times : (T,) array or float
+        Increasing times at which the state is kept, the first being that of ``x0``; a number t means [0, t].
+    dt : float
+        Longest step; each interval between asked times is split evenly.
+    method : {"euler", "heun", "milstein", "weak2", "rk4", "exact"}, optional
+        Euler-Maruyama by default, "rk4" without noise, "exact" (no step error) for a `Linear` process.  Strong and weak
+        order: euler 1/2 and 1 (1 and 1 where D does not depend on the state), heun 1 and 1 (weak 2 where D does not depend
+        on the state), milstein 1 and 1, weak2 weak 2.
+    rng : int, SeedSequence, Generator or None
+        Fixes the noise: the normal of (path, step, coordinate) depends on nothing else.
+    heat : bool
+        Also keep the heat given to the bath along each path, the integral of f . dx by the midpoint rule.
+    reduce : Reducer, optional
+        Keep running statistics instead of the states, e.g. `Moments` or `Histogram`.
+    out : path or array, optional
+        Where to write the states as they come: a ``.npy`` file, or an array (T, n, d) that takes slices (Zarr).
+    checkpoint : path, optional
+        Directory for finished chunks: the same call, made again after a crash, goes on from there.
+    on_divergence : {"raise", "mark"}
+        What to do with paths that leave the finite numbers: raise `DivergenceError`, or go on and mark them.
+    executor, chunk
+        Where to run, and blocks of 256 paths per task; neither changes a bit of the result.
+    progress : callable, optional
+        Called as ``progress(done, tasks)``.
+
+    Returns
+    -------
+    Path
+        ``states`` (T, n, d), and ``heat`` (T, n), ``reduced`` or ``diverged`` (n,) where asked for.
+
+    Raises
+    ------
+    DivergenceError
+        With the number of lost paths, the first time, and the key.
+    """
+    if not isinstance(process, Langevin):
+        raise TypeError(f"simulate: it needs a Langevin process, got {type(process).__name__}.")
+    x0, grid = points("x0", x0, process.dim), Grid.of(times, dt)
+    rule = _method(process, method)
+    choice("on_divergence", on_divergence, ("raise", "mark"))
+    per_task = BLOCKS_PER_TASK if chunk is None else count("chunk", chunk)
+    key = seed_words(rng)
+    saved = None
+    if checkpoint is not None:
+        saved = Checkpoint(FilePath(checkpoint), _description(process, x0, grid, rule, heat, per_task, reduce), rng, key)
+        key = saved.key
+    if heat and rule == "exact":
+        raise ValueError('heat=True needs the steps of a path; pass method="heun".')
+    mix = process.mix(grid.middles if callable(process.diffusivity) else grid.times[:1])
+    run = _Run(process, grid, mix, key, RULES[rule], heat, reduce)
+    if rule != "exact":
+        _warn_if_too_large(run, x0)
+    ranges = [slice(first, min(first + per_task * LANES, len(x0))) for first in range(0, len(x0), per_task * LANES)]
+    kept = _Kept.made(len(grid.times), len(x0), process.dim, heat, reduce, out)
+    todo = list(range(len(ranges))) if saved is None else saved.missing(len(ranges))
+    missing = set(todo)
+    found = in_order(run, len(todo), executor, inputs=lambda j: (ranges[todo[j]], x0[ranges[todo[j]]]))
+    # Whatever ends this early stops the tasks that have not begun.
+    with closing(found), kept:
+        for k, part in enumerate(ranges):
+            piece = saved.load(k) if saved is not None and k not in missing else next(found)
+            if saved is not None and k in missing:
+                saved.save(k, piece)
+            kept.put(part, piece)
+            if on_divergence == "raise" and piece["lost"].any():
+                _raise_divergence(run, part, x0, piece["lost"])
+            if progress is not None:
+                progress(k + 1, len(ranges))
+    return kept.path(grid.times, (int(key[0]), int(key[1])) if not process.noiseless else None, on_divergence == "mark")
+
+
+def _method(process: Langevin, method: str | None) -> str:
+    exact = isinstance(process, Linear) and not process.walls.any()
+    if method is None:
+        return "exact" if exact else "rk4" if process.noiseless else "euler"
+    choice("method", method, tuple(RULES))
+    if method == "exact" and not exact:
+        raise ValueError('method="exact" is for a Linear process without walls; use "heun".')
+    if method == "rk4" and not process.noiseless:
+        raise ValueError('method="rk4" is for dynamics without noise; use "heun" or "weak2", or diffusivity=0.')
+    # Where D does not depend on the state, Milstein's correction vanishes, and Heun's rule has weak order 2.
+    if not process.state_dependent:
+        return {"milstein": "euler", "weak2": "heun"}.get(method, method)
+    return method
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One task: paths ``part`` from ``x0`` (n, d) through the grid.  What travels are the process and numbers."""
+
+    process: Langevin
+    grid: Grid
+    mix: FloatArray
+    key: npt.NDArray[np.uint32]
+    rule: int
+    heat: bool
+    reduce: Reducer | None
+
+    def __call__(self, given: tuple[slice, FloatArray]) -> dict[str, Any]:
+        part, x0 = given
+        states, heats = self.states(part.start // LANES, x0, self.grid, self.mix)
+        n = len(x0)
+        lost = ~np.isfinite(states[-1, :, :n]).all(axis=0)
+        piece: dict[str, Any] = {"lost": lost}
+        if self.heat:
+            piece["heat"] = heats[:, :n]
+        states = states[:, :, :n].transpose(0, 2, 1)
+        if self.reduce is None:
+            piece["states"] = states
+        else:
+            # Block by block and in one layout, so that the sums do not depend on how blocks are dealt out.
+            blocks = [slice(first, min(first + LANES, n)) for first in range(0, n, LANES)]
+            kept = [np.ascontiguousarray(states[:, part][:, ~lost[part]]) for part in blocks]
+            piece["reduced"] = [self.reduce.of(block) for block in kept if block.size]
+        return piece
+
+    def states(
+        self, block: int, x0: FloatArray, grid: Grid, mix: FloatArray, step: int = 0
+    ) -> tuple[FloatArray, FloatArray]:
+        """States (T, d, whole blocks) and heats (T, whole blocks) of paths from block number ``block`` on."""
+        n, dim = x0.shape
+        blocks = -(-n // LANES)
+        states = np.empty((grid.times.size, dim, blocks * LANES))
+        states[0, :, :n] = x0.T
+        # Lanes beyond the last path repeat it: nothing exceptional happens there first.
+        states[0, :, n:] = states[0, :, n - 1 : n]
+        heats = np.zeros((grid.times.size, blocks * LANES)) if self.heat else np.zeros((0, 0))
+        if self.rule == EXACT:
+            self._exact(block, states, heats, grid, step)
+            return states, heats
+        made = self.process.compiled()
+        kind = langevin.NONE if self.process.noiseless else langevin.ADDITIVE
+        if self.process.state_dependent:
+            kind = langevin.STATE
+        langevin.langevin(
+            made.field, made.params, made.noise, made.noise_params, kind, mix, made.twist, self.key, self.rule,
+            block, block + blocks, step, grid.times[:-1].copy(), grid.widths, grid.counts, made.walls, states, heats,
+        )  # fmt: skip
+        return states, heats
+
+    def _exact(self, block: int, states: FloatArray, heats: FloatArray, grid: Grid, step: int) -> None:
+        """The exact transition is an Euler step with other coefficients, which depend on the length of the step."""
+        assert isinstance(self.process, Linear)
+        made, kind = self.process.compiled(), langevin.NONE if self.process.noiseless else langevin.ADDITIVE
+        blocks = states.shape[2] // LANES
+        for j, (h, steps) in enumerate(zip(grid.widths, grid.counts, strict=True)):
+            params, mix = self.process.exact_step(float(h))
+            two = np.ascontiguousarray(states[j : j + 2])
+            langevin.langevin(
+                made.field, params, made.field, made.noise_params, kind, mix, 0.0, self.key, langevin.EULER,
+                block, block + blocks, step, grid.times[j : j + 1].copy(), grid.widths[j : j + 1].copy(),
+                grid.counts[j : j + 1].copy(), made.walls, two, np.zeros((0, 0)),
+            )  # fmt: skip
+            states[j + 1], step = two[1], step + int(steps)
+
+
+@dataclass
+class _Kept:
+    """Where the pieces go."""
+
+    states: Any
+    heat: FloatArray | None
+    running: Running | None
+    lost: npt.NDArray[np.bool_]
+    file: tuple[FilePath, FilePath] | None
+
+    @classmethod
+    def made(cls, times: int, n: int, dim: int, heat: bool, reduce: Reducer | None, out: Any) -> _Kept:
+        file, states = None, None
+        if out is not None and reduce is not None:
+            raise ValueError("out= keeps the states and reduce= does not; pass one of them.")
+        if isinstance(out, str | os.PathLike):
+            target = FilePath(out)
+            if target.suffix != ".npy":
+                raise ValueError(f"out must be a .npy file or an array that takes slices, got {str(out)!r}.")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file = (target.with_name(f".{target.name}.{os.getpid()}.tmp"), target)
+            states = np.lib.format.open_memmap(file[0], mode="w+", dtype=np.float64, shape=(times, n, dim))
+        elif out is not None:
+            if getattr(out, "shape", None) != (times, n, dim):
+                raise ValueError(f"out must have shape {(times, n, dim)}, got {getattr(out, 'shape', None)}.")
+            if np.dtype(out.dtype).kind != "f":
+                raise TypeError(f"out must hold floating-point numbers, got {out.dtype}.")
+            states = out
+        elif reduce is None:
+            states = np.empty((times, n, dim))
+        running = None if reduce is None else Running(reduce)
+        return cls(states, np.empty((times, n)) if heat else None, running, np.zeros(n, dtype=bool), file)
+
+    def __enter__(self) -> _Kept:
+        return self
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        """Half a file is not kept."""
+        if kind is not None and self.file is not None:
+            self.file[0].unlink(missing_ok=True)
+
+    def put(self, part: slice, piece: dict[str, Any]) -> None:
+        if self.states is not None:
+            self.states[:, part] = piece["states"]
+        if self.heat is not None:
+            self.heat[:, part] = piece["heat"]
+        if self.running is not None:
+            self.running.add(piece["reduced"])
+        self.lost[part] = piece["lost"]
+
+    def path(self, times: FloatArray, key: tuple[int, int] | None, marked: bool) -> Path:
+        states = self.states
+        if self.file is not None:
+            states.flush()
+            os.replace(*self.file)
+            states = np.load(self.file[1], mmap_mode="r", allow_pickle=False)
+        return Path(
+            times=times,
+            lam=None,
+            states=states,
+            key=key,
+            denoised=False,
+            heat=self.heat,
+            reduced=None if self.running is None else self.running.result(),
+            diverged=self.lost if marked else None,
+        )
+
+
+def _raise_divergence(run: _Run, part: slice, x0: FloatArray, lost: npt.NDArray[np.bool_]) -> None:
+    """Find the step at which the first of the lost paths was lost, by running their blocks again, and raise."""
+    earliest = math.inf
+    for block in np.unique(np.flatnonzero(lost) // LANES)[:4]:
+        first = part.start + int(block) * LANES
+        earliest = min(earliest, _first_bad_time(run, first // LANES, x0[first : min(first + LANES, part.stop)]))
+    raise DivergenceError(
+        f"{int(lost.sum())} of paths {part.start} ... {part.stop - 1} left the finite numbers, the first "
+        f"at t = {earliest:.6g} "
+        f'(key {int(run.key[0])}, {int(run.key[1])}); use a smaller dt, or on_divergence="mark" to go on without them.'
+    )
+
+
+def _first_bad_time(run: _Run, block: int, x: FloatArray) -> float:
+    """Time of the first step after which a path of this block is not finite."""
+    quiet, done, n = replace(run, heat=False, reduce=None), 0, len(x)
+    for start, width, total in zip(run.grid.times[:-1], run.grid.widths, run.grid.counts, strict=True):
+        # Slots for at most 256 steps at a time.
+        for first in range(0, int(total), 256):
+            size = min(int(total) - first, 256)
+            times = start + width * np.arange(first, first + size + 1)
+            grid = Grid(times, np.full(size, width), np.ones(size, dtype=np.int64))
+            mix = run.mix[done : done + size] if len(run.mix) > 1 else run.mix
+            states, _ = quiet.states(block, x, grid, mix, done)
+            bad = ~np.isfinite(states[:, :, :n]).all(axis=(1, 2))
+            if bad.any():
+                return float(times[int(np.argmax(bad))])
+            x, done = states[-1, :, :n].T.copy(), done + size
+    return float(run.grid.times[-1])
+
+
+def _warn_if_too_large(run: _Run, x0: FloatArray) -> None:
+    """Look at some paths at their start and one step later: many start where the drift is zero."""
+    h, t = float(run.grid.widths[0]), float(run.grid.times[0])
+    once = Grid(np.array([t, t + h]), run.grid.widths[:1], np.ones(1, dtype=np.int64))
+    states, _ = run.states(0, x0[:LANES], once, run.mix)
+    ratio = max(_bend(run.process, x.T, t, h) for x in states)
+    if ratio > 0.25:
+        warnings.warn(
+            f"the step {h:.3g} is too large for this drift: two half steps differ from it by {100 * ratio:.0f} % of its "
+            "length; use a smaller dt.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _bend(process: Langevin, x: FloatArray, t: float, h: float) -> float:
+    """Difference of a drift step and two half steps, in lengths of the step: Euler's rule turns unstable at 1/2."""
+    if not np.all(np.isfinite(x)):
+        return 0.0
+    with np.errstate(all="ignore"):
+        slope = process.force(x, t)
+        middle = x + 0.5 * h * slope
+        if not np.all(np.isfinite(middle)):
+            return 0.0
+        ratio = 0.5 * np.linalg.norm(process.force(middle, t) - slope) / np.linalg.norm(slope)
+    return float(ratio) if np.isfinite(ratio) else 0.0
+
+
+def _description(
+    process: Langevin, x0: FloatArray, grid: Grid, method: str, heat: bool, per_task: int, reduce: Reducer | None
+) -> dict[str, Any]:
+    """What must be the same when a run goes on from a checkpoint."""
+    from hashlib import sha256
+
+    from thermodiff.kernels.user import fingerprint
+
+    noise = process.diffusivity
+    drift = "linear" if isinstance(process, Linear) else fingerprint(process.drift)
+    code = [drift, fingerprint(noise) if callable(noise) else np.asarray(noise).tolist()]
+    return {
+        "process": repr(process),
+        "code": sha256(repr(code[0]).encode()).hexdigest(),
+        "params": process.params.tolist(),
+        "diffusivity": sha256(repr(code[1]).encode()).hexdigest(),
+        "diffusivity_params": process.diffusivity_params.tolist(),
+        "interpretation": process.interpretation,
+        "walls": process.walls.tolist(),
+        "x0": sha256(x0.tobytes()).hexdigest(),
+        "times": grid.times.tolist(),
+        "counts": grid.counts.tolist(),
+        "method": method,
+        "heat": heat,
+        "chunk": per_task,
+        "reduce": None if reduce is None else repr(reduce),
+    }

@@ -1,0 +1,349 @@
+"""Ensembles of dx = f(x, t) dt + sqrt(2 D) dW on blocks of LANES paths.
+
+f comes as a field (`jit.field_signature`, row = (t, ...)).  The noise is one of
+
+``ADDITIVE``
+    dx = f dt + B(t) dW, where ``mix`` holds B: (1 or steps, d, 1) for a diagonal, (1 or steps, d, d) for a matrix.
+``STATE``
+    dx_i = f_i dt + sqrt(2 D_i(x, t)) dW_i, where a second field writes D_i into rows 0 ... d - 1 and the derivatives
+    dD_i/dx_i into rows d ... 2 d - 1.  ``twist`` says where on a step D is meant to be taken: 0 (Ito), 1/2
+    (Stratonovich), 1 (isothermal); the Ito drift is f_i + twist dD_i/dx_i, since b b' = D' for b = sqrt(2 D).
+
+Rules: Euler-Maruyama; Heun (predictor and corrector share the noise; weak order 2 for additive noise); Milstein for
+``STATE`` noise, whose correction is dD_i/dx_i (dW_i^2 - h) / 2; Platen's explicit weak order 2 for ``STATE`` noise whose
+D_i depends on x_i only; RK4 without noise.
+
+Kloeden and Platen, "Numerical Solution of Stochastic Differential Equations" (1992), sections 10.3 and 15.1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+
+from thermodiff.kernels.jit import (
+    LANES,
+    field_pointer,
+    field_signature,
+    inline,
+    integers,
+    kernel,
+    matrix,
+    subroutine,
+    tensor,
+    vector,
+    words,
+)
+from thermodiff.kernels.philox import PATH, fill_rows
+
+EULER, HEUN, MILSTEIN, WEAK2, RK4 = range(5)
+NONE, ADDITIVE, STATE = range(3)
+FREE, PERIODIC, REFLECTING = range(3)
+
+
+@subroutine
+def _mixed(mix, root, z, kick):
+    """kick = sqrt(h) B z."""
+    dim = z.shape[0]
+    if mix.shape[1] == 1:
+        for i in range(dim):
+            source, target, factor = z[i], kick[i], root * mix[i, 0]
+            for lane in range(LANES):
+                target[lane] = factor * source[lane]
+        return
+    for i in range(dim):
+        target = kick[i]
+        for lane in range(LANES):
+            target[lane] = 0.0
+        for j in range(dim):
+            factor = root * mix[i, j]
+            if factor != 0.0:
+                source = z[j]
+                for lane in range(LANES):
+                    target[lane] += factor * source[lane]
+
+
+@subroutine
+def _euler(field, x, rows, params, h, kick, work):
+    """x + h f + kick."""
+    field(x, rows[0], params, work[0])
+    for i in range(x.shape[0]):
+        target, slope, noise = x[i], work[0, i], kick[i]
+        for lane in range(LANES):
+            target[lane] += h * slope[lane] + noise[lane]
+
+
+@subroutine
+def _heun(field, x, rows, params, h, kick, work):
+    """The mean of the slopes at both ends, with the same noise in the predictor."""
+    field(x, rows[0], params, work[0])
+    for i in range(x.shape[0]):
+        source, slope, noise, target = x[i], work[0, i], kick[i], work[1, i]
+        for lane in range(LANES):
+            target[lane] = source[lane] + h * slope[lane] + noise[lane]
+    field(work[1], rows[2], params, work[2])
+    for i in range(x.shape[0]):
+        target, one, two, noise = x[i], work[0, i], work[2, i], kick[i]
+        for lane in range(LANES):
+            target[lane] += 0.5 * h * (one[lane] + two[lane]) + noise[lane]
+
+
+@inline
+def _shifted(x, h, slope, out):
+    """X + h slope."""
+    for i in range(x.shape[0]):
+        source, change, target = x[i], slope[i], out[i]
+        for lane in range(LANES):
+            target[lane] = source[lane] + h * change[lane]
+
+
+@subroutine
+def _rk4(field, x, rows, params, h, work):
+    """Classical Runge-Kutta."""
+    field(x, rows[0], params, work[0])
+    _shifted(x, 0.5 * h, work[0], work[4])
+    field(work[4], rows[1], params, work[1])
+    _shifted(x, 0.5 * h, work[1], work[4])
+    field(work[4], rows[1], params, work[2])
+    _shifted(x, h, work[2], work[4])
+    field(work[4], rows[2], params, work[3])
+    for i in range(x.shape[0]):
+        target, k1, k2, k3, k4 = x[i], work[0, i], work[1, i], work[2, i], work[3, i]
+        for lane in range(LANES):
+            target[lane] += h / 6.0 * (k1[lane] + 2.0 * (k2[lane] + k3[lane]) + k4[lane])
+
+
+@inline
+def _ito(slope, spread, twist, dim):
+    """Make the drift Ito's: slope_i += twist dD_i/dx_i."""
+    if twist != 0.0:
+        for i in range(dim):
+            target, change = slope[i], spread[dim + i]
+            for lane in range(LANES):
+                target[lane] += twist * change[lane]
+
+
+@subroutine
+def _milstein(field, noise, x, rows, params, noise_params, h, twist, z, order, work, spread):
+    """Euler (``order`` 0) or Milstein (``order`` 1) for noise that depends on the state."""
+    dim = x.shape[0]
+    field(x, rows[0], params, work[0])
+    noise(x, rows[0], noise_params, spread)
+    _ito(work[0], spread, twist, dim)
+    for i in range(dim):
+        target, slope, normal, level, change = x[i], work[0, i], z[i], spread[i], spread[dim + i]
+        for lane in range(LANES):
+            kick = np.sqrt(2.0 * h * level[lane]) * normal[lane]
+            correction = 0.5 * h * change[lane] * (normal[lane] * normal[lane] - 1.0)
+            target[lane] += h * slope[lane] + kick + order * correction
+
+
+@subroutine
+def _stratonovich_heun(field, noise, x, rows, params, noise_params, h, twist, z, work, spread, other):
+    """Heun's rule, which converges to Stratonovich's meaning: its drift is f + (twist - 1/2) D'."""
+    dim = x.shape[0]
+    field(x, rows[0], params, work[0])
+    noise(x, rows[0], noise_params, spread)
+    _ito(work[0], spread, twist - 0.5, dim)
+    for i in range(dim):
+        source, slope, normal, level, target = x[i], work[0, i], z[i], spread[i], work[1, i]
+        for lane in range(LANES):
+            target[lane] = source[lane] + h * slope[lane] + np.sqrt(2.0 * h * level[lane]) * normal[lane]
+    field(work[1], rows[2], params, work[2])
+    noise(work[1], rows[2], noise_params, other)
+    _ito(work[2], other, twist - 0.5, dim)
+    for i in range(dim):
+        target, one, two, normal, level, last = x[i], work[0, i], work[2, i], z[i], spread[i], other[i]
+        for lane in range(LANES):
+            kick = 0.5 * (np.sqrt(2.0 * h * level[lane]) + np.sqrt(2.0 * h * last[lane])) * normal[lane]
+            target[lane] += 0.5 * h * (one[lane] + two[lane]) + kick
+
+
+@subroutine
+def _platen(field, noise, x, rows, params, noise_params, h, twist, z, work, spread, other):
+    """Weak order 2 for D_i(x_i, t): trapezoidal drift, and the noise averaged over x + h f +- sqrt(2 D h)."""
+    dim = x.shape[0]
+    field(x, rows[0], params, work[0])
+    noise(x, rows[0], noise_params, spread)
+    _ito(work[0], spread, twist, dim)
+    for i in range(dim):
+        source, slope, normal, level = x[i], work[0, i], z[i], spread[i]
+        predicted, above, below = work[1, i], work[3, i], work[4, i]
+        for lane in range(LANES):
+            width = np.sqrt(2.0 * h * level[lane])
+            middle = source[lane] + h * slope[lane]
+            predicted[lane] = middle + width * normal[lane]
+            above[lane] = middle + width
+            below[lane] = middle - width
+    field(work[1], rows[2], params, work[2])
+    noise(work[1], rows[2], noise_params, other)
+    _ito(work[2], other, twist, dim)
+    for i in range(dim):
+        target, one, two, normal, level = x[i], work[0, i], work[2, i], z[i], spread[i]
+        for lane in range(LANES):
+            target[lane] += 0.5 * h * (one[lane] + two[lane]) + 0.5 * np.sqrt(2.0 * h * level[lane]) * normal[lane]
+    for sign in range(2):
+        noise(work[3 + sign], rows[2], noise_params, other)
+        swing = 0.25 if sign == 0 else -0.25
+        for i in range(dim):
+            target, normal, level = x[i], z[i], other[i]
+            for lane in range(LANES):
+                square = normal[lane] * normal[lane] - 1.0
+                target[lane] += np.sqrt(2.0 * h * level[lane]) * (0.25 * normal[lane] + swing * square)
+
+
+@subroutine
+def _confine(x, walls):
+    """Fold each coordinate back into its interval; ``walls[i]`` = (kind, low, high)."""
+    for i in range(x.shape[0]):
+        kind, low, high = int(walls[i, 0]), walls[i, 1], walls[i, 2]
+        length = high - low
+        row = x[i]
+        if kind == PERIODIC:
+            for lane in range(LANES):
+                place = row[lane] - length * np.floor((row[lane] - low) / length)
+                # Rounding may carry it past an end.
+                place = low if place < low else place
+                row[lane] = high if place > high else place
+        elif kind == REFLECTING:
+            for lane in range(LANES):
+                place = row[lane] - low
+                place -= 2.0 * length * np.floor(place / (2.0 * length))
+                place = low + (2.0 * length - place if place > length else place)
+                place = low if place < low else place
+                row[lane] = high if place > high else place
+
+
+@subroutine
+def _add_heat(field, old, x, rows, params, work, heat):
+    """heat += f(middle) . (x - old): Stratonovich's product by the midpoint rule."""
+    for i in range(x.shape[0]):
+        before, after, target = old[i], x[i], work[1, i]
+        for lane in range(LANES):
+            target[lane] = 0.5 * (before[lane] + after[lane])
+    field(work[1], rows[1], params, work[0])
+    for i in range(x.shape[0]):
+        before, after, slope = old[i], x[i], work[0, i]
+        for lane in range(LANES):
+            heat[lane] += slope[lane] * (after[lane] - before[lane])
+
+
+@kernel(field_signature)
+def affine(x, row, params, out):
+    """A x + b; params = A (d, d), then b (d,)."""
+    dim = x.shape[0]
+    matrix_part = params[: dim * dim].reshape(dim, dim)
+    for i in range(dim):
+        target, constant = out[i], params[dim * dim + i]
+        for lane in range(LANES):
+            target[lane] = constant
+        for j in range(dim):
+            factor, source = matrix_part[i, j], x[j]
+            if factor != 0.0:
+                for lane in range(LANES):
+                    target[lane] += factor * source[lane]
+
+
+@kernel(
+    types.void(
+        field_pointer,
+        vector,
+        field_pointer,
+        vector,
+        types.int64,
+        tensor,
+        types.float64,
+        words,
+        types.int64,
+        types.int64,
+        types.int64,
+        types.int64,
+        vector,
+        vector,
+        integers,
+        matrix,
+        tensor,
+        matrix,
+    )
+)
+def langevin(
+    field,
+    params,
+    noise,
+    noise_params,
+    kind,
+    mix,
+    twist,
+    key,
+    rule,
+    first,
+    last,
+    step,
+    starts,
+    widths,
+    counts,
+    walls,
+    states,
+    heats,
+):
+    """Carry ``states[0]`` (d, n) of blocks first ... last - 1 through all intervals, keeping the state after each.
+
+    The noise begins with that of step number ``step``.
+
+    Interval j is ``counts[j]`` steps of ``widths[j]`` from time ``starts[j]``; it ends in ``states[j + 1]`` and, where
+    ``heats`` (T, n) is not empty, in ``heats[j + 1]``: the integral of f . dx along each path.
+    """
+    dim, per_step, heated = states.shape[1], mix.shape[0] > 1, heats.size > 0
+    confined = False
+    for i in range(dim):
+        confined = confined or walls[i, 0] > 0.0
+    x, z, kick, quad = np.empty((dim, LANES)), np.zeros((dim, LANES)), np.zeros((dim, LANES)), np.empty((4, LANES))
+    old, heat = np.empty((dim, LANES)), np.zeros(LANES)
+    work, spread, other = np.empty((5, dim, LANES)), np.empty((2 * dim, LANES)), np.empty((2 * dim, LANES))
+    rows = np.zeros((3, 4))
+    for block in range(first, last):
+        offset = (block - first) * LANES
+        for i in range(dim):
+            for lane in range(LANES):
+                x[i, lane] = states[0, i, offset + lane]
+        for lane in range(LANES):
+            heat[lane] = 0.0
+        group, k = -1, step
+        for interval in range(starts.size):
+            h = widths[interval]
+            for j in range(counts[interval]):
+                t = starts[interval] + j * h
+                rows[0, 0], rows[1, 0], rows[2, 0] = t, t + 0.5 * h, t + h
+                if kind != NONE:
+                    group = fill_rows(key, block * LANES, k * dim, PATH, quad, group, z)
+                if kind == ADDITIVE:
+                    _mixed(mix[k - step if per_step else 0], np.sqrt(h), z, kick)
+                if heated:
+                    for i in range(dim):
+                        for lane in range(LANES):
+                            old[i, lane] = x[i, lane]
+                if kind == STATE:
+                    if rule == HEUN:
+                        _stratonovich_heun(field, noise, x, rows, params, noise_params, h, twist, z, work, spread, other)
+                    elif rule == WEAK2:
+                        _platen(field, noise, x, rows, params, noise_params, h, twist, z, work, spread, other)
+                    else:
+                        order = 1.0 if rule == MILSTEIN else 0.0
+                        _milstein(field, noise, x, rows, params, noise_params, h, twist, z, order, work, spread)
+                elif rule == RK4:
+                    _rk4(field, x, rows, params, h, work)
+                elif rule == EULER:
+                    _euler(field, x, rows, params, h, kick, work)
+                else:
+                    _heun(field, x, rows, params, h, kick, work)
+                if heated:
+                    _add_heat(field, old, x, rows, params, work, heat)
+                if confined:
+                    _confine(x, walls)
+                k += 1
+            for i in range(dim):
+                for lane in range(LANES):
+                    states[interval + 1, i, offset + lane] = x[i, lane]
+            if heated:
+                for lane in range(LANES):
+                    heats[interval + 1, offset + lane] = heat[lane]

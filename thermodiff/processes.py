@@ -1,0 +1,261 @@
+"""Stochastic dynamics dx = f(x, t) dt + sqrt(2 D) dW in R^d."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from thermodiff._check import array, choice
+from thermodiff.fields import Diffusivity, Drift, Field, Potential, dimension
+
+FloatArray = npt.NDArray[np.float64]
+
+TWISTS = {"ito": 0.0, "stratonovich": 0.5, "isothermal": 1.0}
+"""Where on a step a state-dependent D is taken: at its start, in its middle, at its end."""
+WALLS = {"periodic": 1, "reflecting": 2}
+
+
+class Compiled(NamedTuple):
+    """What the integrator takes of a process."""
+
+    field: Any
+    params: FloatArray
+    noise: Any
+    noise_params: FloatArray
+    twist: float
+    walls: FloatArray
+    """(d, 3): kind, low, high."""
+
+
+class Langevin:
+    """dx = f dt + sqrt(2 D) dW with a user's drift or potential.
+
+    Parameters
+    ----------
+    drift : Drift or Potential
+        Made by `thermodiff.drift` or `thermodiff.potential`; a potential gives f = -grad U.
+    params : sequence of float
+        Its parameters.
+    diffusivity : float, (d,) array, (d, d) array, callable or Diffusivity
+        D: isotropic, diagonal, or a full symmetric positive semi-definite matrix; a plain function of t that returns one
+        of these; or a state-dependent diagonal made by `thermodiff.diffusivity`.
+    diffusivity_params : sequence of float
+        Parameters of a state-dependent D.
+    dim : int
+        d, 1 to 64.
+    interpretation : {"ito", "stratonovich", "isothermal"}
+        What sqrt(2 D(x)) dW means where D depends on x: the drift of the Ito equation is f_i + theta dD_i/dx_i with
+        theta = 0, 1/2, 1.  For other D the three agree.
+    boundaries : mapping, optional
+        {coordinate: ("periodic" or "reflecting", low, high)}.
+    """
+
+    def __init__(
+        self,
+        drift: Field,
+        params: Sequence[float] = (),
+        diffusivity: Any = 1.0,
+        *,
+        dim: int,
+        diffusivity_params: Sequence[float] = (),
+        interpretation: str = "ito",
+        boundaries: Mapping[int, tuple[str, float, float]] | None = None,
+    ) -> None:
+        if not isinstance(drift, Drift | Potential):
+            raise TypeError(
+                f"Langevin: drift must be made by @td.drift or @td.potential, got {type(drift).__name__}; "
+                "put the decorator above the function."
+            )
+        self.dim = dimension(dim)
+        self.drift = drift
+        self.params = drift.values_of(params)
+        self.diffusivity = diffusivity
+        self.interpretation = choice("interpretation", interpretation, tuple(TWISTS))
+        self.state_dependent = isinstance(diffusivity, Diffusivity)
+        self.diffusivity_params = diffusivity.values_of(diffusivity_params) if self.state_dependent else np.zeros(0)
+        if not self.state_dependent and len(tuple(diffusivity_params)):
+            raise ValueError("Langevin: diffusivity_params belong to a diffusivity made by @td.diffusivity.")
+        if not self.state_dependent and not callable(diffusivity):
+            noise_factor(diffusivity, self.dim)
+        self.walls = _walls(boundaries or {}, self.dim)
+
+    def __repr__(self) -> str:
+        return f"Langevin({self.drift!r}, dim={self.dim})"
+
+    def with_params(self, *params: float) -> Langevin:
+        """The same process with other parameters of the drift; nothing is compiled again."""
+        other = object.__new__(Langevin)
+        other.__dict__.update(self.__dict__, params=self.drift.values_of(params))
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.state_dependent or not callable(self.diffusivity):
+            return self.__dict__
+        from thermodiff.kernels.user import to_bytes
+
+        return {**self.__dict__, "diffusivity": to_bytes(self.diffusivity)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.diffusivity, bytes):
+            from thermodiff.kernels.user import from_bytes
+
+            self.diffusivity = from_bytes(self.diffusivity)
+
+    def compiled(self) -> Compiled:
+        """Fields and numbers for the kernels."""
+        field = self.drift.kernel(self.dim, self.params)
+        noise, twist = field, 0.0
+        if self.state_dependent:
+            noise = self.diffusivity.kernel(self.dim, self.diffusivity_params)
+            twist = TWISTS[self.interpretation]
+        return Compiled(field, self.params, noise, self.diffusivity_params, twist, self.walls)
+
+    @property
+    def noiseless(self) -> bool:
+        """Whether D is the constant zero."""
+        return not self.state_dependent and not callable(self.diffusivity) and not np.any(self.diffusivity)
+
+    def mix(self, times: FloatArray) -> FloatArray:
+        """B with B B' = 2 D, for the integrator: (1 or times, d, 1) where diagonal, else (1 or times, d, d)."""
+        if self.state_dependent:
+            return np.zeros((1, self.dim, 1))
+        if not callable(self.diffusivity):
+            return noise_factor(self.diffusivity, self.dim)[None]
+        first = self.diffusivity(float(times[0]))
+        result = np.empty((times.size, *noise_factor(first, self.dim).shape))
+        for k, t in enumerate(times):
+            factor = noise_factor(self.diffusivity(float(t)), self.dim)
+            if factor.shape != result.shape[1:]:
+                raise ValueError(f"diffusivity(t) must keep its shape; it changes at t = {t:g}.")
+            result[k] = factor
+        return result
+
+    def force(self, x: npt.ArrayLike, t: float = 0.0) -> FloatArray:
+        """f at points (n, d)."""
+        return self.drift.at(x, t, self.params)
+
+
+class Linear(Langevin):
+    """dx = (A x + b) dt + sqrt(2 D) dW, which `simulate` steps exactly, whatever the step.
+
+    Parameters
+    ----------
+    matrix : (d, d) array
+        A.
+    offset : (d,) array, optional
+        b.
+    diffusivity : float, (d,) or (d, d) array
+        D, constant.
+    boundaries : mapping, optional
+        As for `Langevin`; they need one of its step rules.
+    """
+
+    def __init__(
+        self,
+        matrix: npt.ArrayLike,
+        offset: npt.ArrayLike | None = None,
+        diffusivity: Any = 1.0,
+        *,
+        boundaries: Mapping[int, tuple[str, float, float]] | None = None,
+    ) -> None:
+        self.matrix = array("matrix", matrix, "(d, d)", 2)
+        self.dim = dimension(len(self.matrix))
+        if self.matrix.shape != (self.dim, self.dim):
+            raise ValueError(f"matrix must be square, got shape {self.matrix.shape}.")
+        self.offset = np.zeros(self.dim) if offset is None else array("offset", offset, "(d,)", 1)
+        if self.offset.shape != (self.dim,):
+            raise ValueError(f"offset must have shape ({self.dim},), got {self.offset.shape}.")
+        if callable(diffusivity):
+            raise TypeError("Linear: diffusivity must be constant; use Langevin for one that depends on time or state.")
+        noise_factor(diffusivity, self.dim)
+        self.diffusivity, self.diffusivity_params = diffusivity, np.zeros(0)
+        self.params = np.concatenate([self.matrix.ravel(), self.offset])
+        self.interpretation, self.state_dependent = "ito", False
+        self.walls = _walls(boundaries or {}, self.dim)
+
+    def __repr__(self) -> str:
+        return f"Linear(d = {self.dim})"
+
+    def compiled(self) -> Compiled:
+        """Fields and numbers for the kernels."""
+        from thermodiff.kernels.langevin import affine
+
+        return Compiled(affine, self.params, affine, self.diffusivity_params, 0.0, self.walls)
+
+    def force(self, x: npt.ArrayLike, t: float = 0.0) -> FloatArray:
+        """A x + b at points (n, d)."""
+        return np.asarray(x, dtype=np.float64) @ self.matrix.T + self.offset
+
+    def transition(self, h: float) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """(E, m, Q): the state after a time h is normal with mean E x + m and covariance Q, exactly.
+
+        E = exp(A h); m and Q from one exponential each of a block matrix (Van Loan, 1978).
+        """
+        from scipy.linalg import expm
+
+        d, factor = self.dim, noise_factor(self.diffusivity, self.dim)
+        spread = np.diag(factor[:, 0] ** 2) if factor.shape[1] == 1 and d > 1 else factor @ factor.T
+        shift = _real(expm(h * np.block([[self.matrix, self.offset[:, None]], [np.zeros((1, d + 1))]])))
+        # exp of [[-A, S], [0, A']] h holds E^-1 Q above E'.
+        block = _real(expm(h * np.block([[-self.matrix, spread], [np.zeros((d, d)), self.matrix.T]])))
+        covariance = block[d:, d:].T @ block[:d, d:]
+        return block[d:, d:].T, shift[:d, d], 0.5 * (covariance + covariance.T)
+
+    def exact_step(self, h: float) -> tuple[FloatArray, FloatArray]:
+        """(params, mix) with which one Euler step of length h is the exact transition."""
+        step, shift, covariance = self.transition(h)
+        level, axes = np.linalg.eigh(covariance)
+        mix = axes * np.sqrt(np.maximum(level, 0.0) / h)
+        return np.concatenate([((step - np.eye(self.dim)) / h).ravel(), shift / h]), mix[None]
+
+
+def _real(matrix: Any) -> FloatArray:
+    return np.asarray(matrix, dtype=np.float64)
+
+
+def noise_factor(diffusivity: Any, dim: int) -> FloatArray:
+    """B with B B' = 2 D: (d, 1) for a number or a diagonal, (d, d) for a matrix.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If D has another shape, is negative, or is not symmetric.
+    """
+    shape = np.shape(diffusivity)
+    if shape not in ((), (dim,), (dim, dim)) or (dim == 1 and shape == (1, 1)):
+        raise ValueError(f"diffusivity must be a number, ({dim},) or ({dim}, {dim}), got shape {shape}.")
+    values = array("diffusivity", np.atleast_1d(diffusivity), "(d,)" if len(shape) < 2 else "(d, d)", max(len(shape), 1))
+    if values.ndim == 1:
+        if np.any(values < 0.0):
+            raise ValueError(f"diffusivity must not be negative, got {values.min():g}.")
+        return np.sqrt(2.0 * np.broadcast_to(values, (dim,)))[:, None].copy()
+    if not np.allclose(values, values.T, rtol=1e-12, atol=1e-14 * np.abs(values).max()):
+        raise ValueError("diffusivity: the matrix must be symmetric; pass (D + D.T) / 2.")
+    level, axes = np.linalg.eigh(values)
+    if level[0] < -1e-12 * max(level[-1], 0.0):
+        raise ValueError(
+            f"diffusivity: the matrix has the negative eigenvalue {level[0]:g}; it must be positive semi-definite."
+        )
+    return axes * np.sqrt(2.0 * np.maximum(level, 0.0))
+
+
+def _walls(boundaries: Mapping[int, tuple[str, float, float]], dim: int) -> FloatArray:
+    walls = np.zeros((dim, 3))
+    for coordinate, wall in boundaries.items():
+        if not isinstance(coordinate, int) or not 0 <= coordinate < dim:
+            raise ValueError(f"boundaries: coordinate {coordinate!r} does not exist; use 0 ... {dim - 1}.")
+        try:
+            kind, low, high = wall
+        except (TypeError, ValueError):
+            raise ValueError(
+                f'boundaries[{coordinate}] must be ("periodic" or "reflecting", low, high), got {wall!r}.'
+            ) from None
+        choice(f"boundaries[{coordinate}]", kind, tuple(WALLS))
+        if not (np.isfinite(low) and np.isfinite(high) and low < high):
+            raise ValueError(f"boundaries[{coordinate}]: low must be below high, got {low!r} and {high!r}.")
+        walls[coordinate] = WALLS[kind], low, high
+    return walls

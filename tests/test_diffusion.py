@@ -15,6 +15,7 @@ from truths import (
 )  # fmt: skip
 
 import thermodiff as td
+from thermodiff import VP, PointCloud
 from thermodiff.diffusion import Diffusion, medium_integral, noise_kl
 
 DATA_END = 45.0
@@ -185,3 +186,12 @@ def test_window_needs_to_be_stated_where_the_entropy_diverges() -> None:
 def test_refusals(call, error, message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_window_in_which_rounding_hides_the_points_is_refused() -> None:
+    system = Diffusion(PointCloud([[0.0, 1.0], [2.0, -1.0]]), VP())
+    assert system.window(lam=(-8.0, 30.0)) == (-8.0, 30.0)
+    with pytest.raises(
+        ValueError, match="at lam = 100 the noise is below 1e-09 of the size of the points.* end the window at lam = 40"
+    ):
+        td.account(system, lam=(-8.0, 100.0), samples=100)

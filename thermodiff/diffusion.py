@@ -105,7 +105,10 @@ class Diffusion:
         ValueError
             Where the entropy grows without bound towards the data and no window is given.
         """
-        return accounting_window(self.noise, self.data.singular, self.data.label, lam, times)
+        window = accounting_window(self.noise, self.data.singular, self.data.label, lam, times)
+        if self.data.singular:
+            _require_resolution(self.data, window[1])
+        return window
 
     @property
     def precision(self) -> float:
@@ -182,6 +185,20 @@ def accounting_window(
             "state the window, e.g. lam=(-8, 8) or times=(0.01, 1)."
         )
     return window
+
+
+def _require_resolution(data: Density, lam: float) -> None:
+    """Refuse noise (sigma / alpha = exp(-lam / 2)) so small beside the data that float64 loses it in alpha x_0 + sigma z."""
+    most = -2.0 * float(np.log(RESOLUTION * np.sqrt(data.second_moment))) if data.second_moment > 0.0 else np.inf
+    if lam > most:
+        raise ValueError(
+            f"at lam = {lam:g} the noise is below {RESOLUTION:g} of the size of the points, where float64 cannot resolve "
+            f"the score of {data.label}; end the window at lam = {np.floor(10.0 * most) / 10.0:g} or lower."
+        )
+
+
+RESOLUTION = 1e-9
+"""Noise over data that can be told from rounding: the score then has seven digits."""
 
 
 def oracle(

@@ -300,6 +300,21 @@ def test_a_score_that_is_nan_is_reported(monkeypatch: pytest.MonkeyPatch) -> Non
         td.account(system, nodes=8, samples=100, rng=0)
 
 
+def test_an_overflow_is_named_as_such() -> None:
+    with pytest.raises(DivergenceError, match="the integrands overflow at lam = .*rescale the data"):
+        td.account(Diffusion(td.Gaussian([1e100], std=1e100), td.VP()), nodes=4, samples=100, rng=0)
+
+
+@pytest.mark.slow
+def test_errors_hold_for_a_thin_overlap() -> None:
+    """Two needles under VE: with a leverage of 0.2 and a ridge of 1e-4 the RMS z was 1.43, the largest 7.7."""
+    system = Diffusion(td.GaussianMixture([[1.0], [-1.0]], stds=[0.01, 0.01]), td.VE())
+    truth = td.oracle(system, lam=(-6.0, 12.0))
+    z = [z_of(td.account(system, lam=(-6.0, 12.0), rng=seed).total("total"), truth.value) for seed in range(100)]
+    assert np.sqrt(np.mean(np.square(z))) < 1.3
+    assert np.abs(z).max() < 6.0
+
+
 @pytest.mark.parametrize(
     ("keywords", "error", "message"),
     [

@@ -188,10 +188,10 @@ def test_the_plan_is_what_the_rows_say() -> None:
     """The table of the kernel, row by row, against plain NumPy: adjust with no control does nothing else."""
     table, scalars = sample(700, learned=True)
     layout = plan(table[0], scalars, 700)
-    fitted, most, columns, factors, products, sizes, limits = layout.arguments(0)
+    _, columns, factors, products, sizes, limits = layout.arguments(0)
     expected = [evaluate(row, table) for row in controls(table[0], scalars)][: sizes.size]
     assert len(expected) == 13
     out, statistics = np.empty((sizes.size, 700)), np.empty((sizes.size, 2))
     # With no controls declared, rows 1 ... C of the table are the values.
-    adjust(table[1], 700, 0, most, columns, factors, products, sizes[:0], limits, out, statistics)
+    adjust(table[1], 700, 0, columns, factors, products, sizes[:0], limits, out, statistics)
     np.testing.assert_allclose(out, expected, rtol=1e-9, atol=1e-11)

@@ -136,3 +136,15 @@ def test_digits() -> None:
 def test_unknown_data(name: str) -> None:
     with pytest.raises(ValueError, match=r"give 'mixture', 'digits', a FILE.json or a FILE.npz"):
         read_data(name, 0)
+
+
+def test_an_encrypted_member_gets_a_sentence(tmp_path: Path) -> None:
+    """A single flipped bit says so; zipfile raises RuntimeError then."""
+    file = tmp_path / "a.npz"
+    np.savez(file, x=np.random.default_rng(1).standard_normal((50, 2)))
+    content = bytearray(file.read_bytes())
+    central = content.rindex(b"PK\x01\x02")
+    content[central + 8] |= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match="a.npz"):
+        read_data(str(file), 0)

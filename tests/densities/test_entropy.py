@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import special, stats
 from scipy.integrate import quad
 from truths import BIM1, BIM2, Mixture
 
@@ -129,3 +130,28 @@ def test_the_overlap_is_asked_for_at_points_of_the_mixture() -> None:
     weights = np.array(BIM1.weights)
     expected = np.sum(weights * (0.5 * np.log(2 * np.pi * np.e * np.array(BIM1.stds) ** 2) - np.log(weights)))
     assert found.value == pytest.approx(expected, rel=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("means", "covs"),
+    [
+        ([[0.0, 0.0], [0.7, 0.4]], [[[4.0, 0.0], [0.0, 1e-4]], [[1e-4, 0.0], [0.0, 4.0]]]),
+        ([[0.0, 0.0], [0.3, 0.1]], [[[2.00005, 1.99995], [1.99995, 2.00005]], [[4.0, 0.0], [0.0, 1e-4]]]),
+    ],
+    ids=["crossed", "at 45 degrees"],
+)
+def test_needles_that_cross_are_not_stepped_over(means: list, covs: list) -> None:
+    """E H(r), the only term that is computed, against plain Monte Carlo with SciPy's densities."""
+    law = GaussianMixture(means, covs=covs, weights=[0.5, 0.5])
+    rng, n = np.random.default_rng(0), 400_000
+    x = law.sample(n, rng)
+    parts = [stats.multivariate_normal(mean, cov).logpdf(x) for mean, cov in zip(means, covs, strict=True)]
+    r = special.softmax(np.array(parts), axis=0)
+    shared = special.entr(r).sum(axis=0)
+    separate = np.log(2.0) + np.mean(
+        [stats.multivariate_normal(mean, cov).entropy() for mean, cov in zip(means, covs, strict=True)]
+    )
+    found = law.entropy()
+    error = np.hypot(found.error, shared.std() / np.sqrt(n))
+    assert shared.mean() > 10.0 * error
+    assert abs(separate - found.value - shared.mean()) < 4.0 * error

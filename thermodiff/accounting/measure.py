@@ -119,7 +119,7 @@ def account(
     executor : concurrent.futures.Executor, optional
         Where to run; threads by default.  The result is the same bits for any executor, and any ``chunk``.
     chunk : int, optional
-        Blocks of 256 samples per call of the kernel, which bounds its working memory.
+        Blocks of 256 samples that are drawn at a time.  Memory is that of all samples of one to four nodes whatever it is.
     progress : callable, optional
         Called as ``progress(done, nodes)`` after every few nodes.
 
@@ -245,6 +245,10 @@ def _lam_per_time(noise: Schedule, row: Row) -> FloatArray:
 
 def _not_finite(gram: FloatArray, row: Row) -> NoReturn:
     bad = int(np.count_nonzero(~np.all(np.isfinite(gram), axis=0)))
+    if not bad:
+        raise DivergenceError(
+            f"the integrands overflow at lam = {row.lam[0]:.4g} (t = {row.time[0]:.4g}); rescale the data to unit size."
+        )
     raise DivergenceError(
         f"the score is nan or infinite for {bad} of {gram.shape[1]} samples at lam = {row.lam[0]:.4g} "
         f"(t = {row.time[0]:.4g}); check the score there, or choose a window without this point."

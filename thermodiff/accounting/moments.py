@@ -28,13 +28,12 @@ TERMS = 4
 """Most products in a linear row, as the kernel takes them."""
 SAMPLES_PER_CONTROL = 20
 """With fewer, a fitted coefficient costs more than it saves."""
-MOST_TO_FIT = 2560
-"""Samples of the other half that a fit rests on: more would cost time and gain less than a percent of the error."""
-RIDGE = 1e-4
+RIDGE = 2e-4
 """Added to the correlation matrix of the controls: nearly dependent ones must not form combinations that rest on a few
 samples (with 1e-11 the RMS z of a mixture with rare components was 1.6)."""
-MOST_LEVERAGE = 0.2
-"""A control whose spread rests on one sample to this degree (a rare component) is left out: its fit is an accident."""
+MOST_LEVERAGE = 0.14
+"""A control whose spread rests on one sample to this degree (a rare component, a thin overlap) is left out: its fit is an
+accident, and the error from it too small.  A lower limit costs precision on ordinary laws (decision 3)."""
 ROUND_OFF = 1e-9
 """A control that is smaller than the terms it was formed from by this factor has no known mean."""
 
@@ -155,7 +154,7 @@ class Plan:
     def arguments(self, nodes: int | slice) -> tuple[object, ...]:
         """What `thermodiff.kernels.controls.adjust` takes between the samples and its output, for one or some nodes."""
         limits = np.array([RIDGE, MOST_LEVERAGE, ROUND_OFF])
-        return self.fitted, MOST_TO_FIT, self.columns, self.factors[nodes], self.products, self.sizes[nodes], limits
+        return self.fitted, self.columns, self.factors[nodes], self.products, self.sizes[nodes], limits
 
 
 def plan(names: tuple[str, ...], s: Scalars, samples: int) -> Plan:

@@ -115,7 +115,7 @@ def _read_vectors(path: Path) -> FloatArray:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it is a single array, not an archive; save it with numpy.savez")
             arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except (ValueError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as an .npz of plain arrays ({error}).") from None
     tables = {name: value for name, value in arrays.items() if np.ndim(value) == 2}
     if len(tables) != 1:

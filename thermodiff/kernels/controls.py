@@ -187,21 +187,19 @@ def _subtract(given, first, last, columns, factors, products, table, controls, c
         start += size
 
 
-adjust_signature = types.void(
-    matrix, types.int64, types.int64, types.int64, indices, matrix, indices, vector, vector, matrix, matrix
-)
+adjust_signature = types.void(matrix, types.int64, types.int64, indices, matrix, indices, vector, vector, matrix, matrix)
 adjust_pointer = types.FunctionType(adjust_signature)
 
 
 @kernel(adjust_signature)
-def adjust(given, samples, fitted, most, columns, factors, products, sizes, limits, out, statistics):
+def adjust(given, samples, fitted, columns, factors, products, sizes, limits, out, statistics):
     """Values of each sample less fitted multiples of the controls, with their means and sums of squared deviations.
 
     Parameters
     ----------
     given : (G, >= samples) array
-    samples, fitted, most : int
-        Controls are subtracted from the first ``fitted`` values; at most ``most`` samples go into each fit.
+    samples, fitted : int
+        Controls are subtracted from the first ``fitted`` values.
     columns : (T, TERMS) integers
         The given rows in each table row; the first is -1 for a constant (and for a product).
     factors : (T, TERMS + 1) array
@@ -225,12 +223,10 @@ def adjust(given, samples, fitted, most, columns, factors, products, sizes, limi
     second, peaks = np.zeros((fours, twos)), np.zeros(fours)
     coefficients = np.zeros((2, controls, fitted))
     if controls > 0:
-        last = min(samples, half + most)
-        _moments(given, half, last, columns, factors, products, table, second, peaks)
-        _fit(last - half, sizes, limits, second, peaks, coefficients[0])
-        last = min(half, most)
-        _moments(given, 0, last, columns, factors, products, table, second, peaks)
-        _fit(last, sizes, limits, second, peaks, coefficients[1])
+        _moments(given, half, samples, columns, factors, products, table, second, peaks)
+        _fit(samples - half, sizes, limits, second, peaks, coefficients[0])
+        _moments(given, 0, half, columns, factors, products, table, second, peaks)
+        _fit(half, sizes, limits, second, peaks, coefficients[1])
     _subtract(given, 0, half, columns, factors, products, table, controls, coefficients[0], out)
     _subtract(given, half, samples, columns, factors, products, table, controls, coefficients[1], out)
     for r in range(out.shape[0]):

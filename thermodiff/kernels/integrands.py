@@ -206,7 +206,6 @@ def gram(draw, field, key, first, last, node, scalars, params, out):
         matrix,
         vector,
         types.int64,
-        types.int64,
         indices,
         tensor,
         indices,
@@ -229,7 +228,6 @@ def integrate(
     scalars,
     params,
     fitted,
-    most,
     columns,
     factors,
     products,
@@ -255,7 +253,7 @@ def integrate(
             _gram(draw, field, key, first, last, node + start, scalars[start : start + size], params, work)
         for j in range(start, start + size):
             given = work[j - start]
-            adjust(given, samples, fitted, most, columns, factors[j], products, sizes[j], limits, values, statistics[j])
+            adjust(given, samples, fitted, columns, factors[j], products, sizes[j], limits, values, statistics[j])
             for r in range(sums.shape[0]):
                 row, value, weight = sums[r], values[r], weights[j]
                 for n in range(samples):

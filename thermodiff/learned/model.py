@@ -17,7 +17,7 @@ from thermodiff.accounting import Estimate
 from thermodiff.accounting.ledger import standard_error
 from thermodiff.accounting.moments import Plan
 from thermodiff.accounting.quadrature import Widths
-from thermodiff.densities import Density, PointCloud, Samples
+from thermodiff.densities import Density, Samples
 from thermodiff.densities.empirical import probes
 from thermodiff.diffusion import Diffusion, accounting_window, noise_kl
 from thermodiff.kernels.controls import adjust
@@ -105,8 +105,9 @@ class LearnedDiffusion:
         self, lam: tuple[float, float] | None = None, times: tuple[float, float] | None = None
     ) -> tuple[float, float]:
         """The log-SNR window of an account; to be stated for samples, point clouds, SubVP and CondOT."""
-        singular = isinstance(self.data, Samples | PointCloud)
-        return accounting_window(self.noise, singular, self.data.label, lam, times)
+        if isinstance(self.data, Density):
+            return Diffusion(self.data, self.noise).window(lam, times)
+        return accounting_window(self.noise, True, self.data.label, lam, times)
 
     def score(self, x: npt.ArrayLike, t: float) -> FloatArray:
         """The learned score grad log p_theta at points (n, d) and time t > 0; (n, d)."""

@@ -19,14 +19,18 @@ _HOME = {
     "drift": "fields", "potential": "fields", "diffusivity": "fields", "Langevin": "processes",
     "Linear": "processes",
     "simulate": "integrate", "Moments": "integrate", "Histogram": "integrate",
-    "reverse": "integrate", "probability_flow": "integrate", "Path": "integrate",
+    "first_passage": "integrate", "Passage": "integrate",
+    "reverse": "integrate", "probability_flow": "integrate", "log_prob": "integrate", "Path": "integrate",
     "plot": "plotting",
     "DivergenceError": "_check",
 }  # fmt: skip
 
-__all__ = [*_HOME, "__version__"]
+_MODULES = ("cases",)
+
+__all__ = [*_HOME, *_MODULES, "__version__"]
 
 if TYPE_CHECKING:
+    import thermodiff.cases as cases  # noqa: F401
     from thermodiff._check import DivergenceError as DivergenceError
     from thermodiff.accounting import Comparison as Comparison
     from thermodiff.accounting import Estimate as Estimate
@@ -46,7 +50,10 @@ if TYPE_CHECKING:
     from thermodiff.fields import potential as potential
     from thermodiff.integrate import Histogram as Histogram
     from thermodiff.integrate import Moments as Moments
+    from thermodiff.integrate import Passage as Passage
     from thermodiff.integrate import Path as Path
+    from thermodiff.integrate import first_passage as first_passage
+    from thermodiff.integrate import log_prob as log_prob
     from thermodiff.integrate import probability_flow as probability_flow
     from thermodiff.integrate import reverse as reverse
     from thermodiff.integrate import simulate as simulate
@@ -63,6 +70,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"thermodiff.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'thermodiff' has no attribute {name!r}.")
     value = getattr(import_module(f"thermodiff.{_HOME[name]}"), name)

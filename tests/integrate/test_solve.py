@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from systems import CLOUD, LINE, PLANE, TILTED
-from truths import flow_position
+from truths import flow_position, mixture_oracle
 
 import thermodiff as td
 from thermodiff._check import DivergenceError
@@ -212,6 +212,77 @@ def test_a_path_that_blows_up_is_reported() -> None:
         td.probability_flow(td.Diffusion(PLANE, td.VP()), x, steps=4, method="euler", times=[1.0, 0.5])
 
 
+@pytest.mark.parametrize("noise", [*PAPER_NOISES, td.VE(), td.CondOT()], ids=lambda noise: noise.name)
+def test_adaptive_steps_carry_a_gaussian_as_its_mean_and_width(noise: td.Schedule) -> None:
+    system, times = td.Diffusion(td.Gaussian([1.5], std=0.5), noise), [0.9, 0.6, 0.3, 0.05, 0.01]
+    x = np.linspace(-2.0, 3.0, 11)[:, None]
+    ends = [(float(noise.alpha(t)), float(noise.sigma(t))) for t in times]
+    for rtol in (1e-4, 1e-7, 1e-10):
+        path = td.probability_flow(system, x, method="dopri5", rtol=rtol, atol=rtol, times=times)
+        exact = np.stack([flow_position(x, 1.5, 0.5, ends[0], there) for there in ends])
+        assert np.max(np.abs(path.states - exact) / (1.0 + np.abs(exact))) < 10.0 * rtol
+        np.testing.assert_allclose(path.times, times, rtol=1e-12)
+
+
+def test_adaptive_steps_agree_with_an_integration_in_time() -> None:
+    """SciPy's DOP853 in t, with the score in plain NumPy."""
+    from scipy.integrate import solve_ivp
+
+    noise, part = td.VP(), TILTED.parts()
+    covs = np.einsum("kj,kja,kjb->kab", part.variances, part.axes, part.axes)
+    x, times = TILTED.sample(20, rng=17), [0.9, 0.5, 0.1, 0.02]
+
+    def velocity(t: float, state: np.ndarray) -> np.ndarray:
+        y = state.reshape(x.shape)
+        score = mixture_oracle(y, part.weights, part.means, covs, float(noise.alpha(t)), float(noise.sigma(t))).score
+        return (float(noise.drift_rate(t)) * y - float(noise.diffusivity(t)) * score).ravel()
+
+    states = [x.ravel()]
+    for span in zip(times[:-1], times[1:], strict=True):
+        states.append(solve_ivp(velocity, span, states[-1], method="DOP853", rtol=1e-12, atol=1e-13).y[:, -1])
+    reference = np.reshape(states, (4, *x.shape))
+    for rtol, bound in ((1e-3, 2e-2), (1e-6, 1e-5), (1e-9, 5e-9), (1e-11, 5e-11)):
+        path = td.probability_flow(td.Diffusion(TILTED, noise), x, method="dopri5", rtol=rtol, atol=rtol, times=times)
+        assert np.abs(path.states - reference).max() < bound
+
+
+def test_adaptive_steps_forth_and_back_return_the_start() -> None:
+    system, x = td.Diffusion(TILTED, td.VP(scale=0.1)), TILTED.sample(500, rng=18)
+    keywords = {"method": "dopri5", "rtol": 1e-11, "atol": 1e-11, "denoise": False}
+    forth = td.probability_flow(system, x, times=[0.0, 0.5, 1.0], **keywords)
+    back = td.probability_flow(system, forth.final, times=[1.0, 0.5, 0.0], **keywords)
+    assert np.abs(forth.final - x).max() > 0.5
+    np.testing.assert_allclose(back.states[::-1], forth.states, rtol=0.0, atol=2e-8)
+
+
+def test_adaptive_steps_end_in_the_data() -> None:
+    path = td.probability_flow(td.Diffusion(TILTED, td.VP()), N, method="dopri5", rng=19)
+    assert path.denoised
+    require_law(path.final, TILTED)
+
+
+def test_default_tolerances_are_those_of_the_documentation() -> None:
+    system, x = td.Diffusion(PLANE, td.VP()), PLANE.sample(20, rng=20)
+    one = td.probability_flow(system, x, method="dopri5", times=[0.1, 0.9])
+    two = td.probability_flow(system, x, method="dopri5", times=[0.1, 0.9], rtol=1e-6, atol=1e-8)
+    np.testing.assert_array_equal(one.states, two.states)
+
+
+@pytest.mark.parametrize("data", [PLANE, TILTED, CLOUD], ids=["isotropic", "full", "cloud"])
+def test_the_same_bits_of_adaptive_steps(data: td.Density) -> None:
+    system, n = td.Diffusion(data, td.VP()), 1100
+
+    def states(**keywords) -> np.ndarray:
+        return td.probability_flow(system, n, method="dopri5", times=[1.0, 0.3, 0.05], rng=21, **keywords).states
+
+    reference = states()
+    for workers in (1, 2, 3):
+        with ThreadPoolExecutor(workers) as executor:
+            np.testing.assert_array_equal(states(executor=executor), reference)
+    for chunk in (1, 2, 100):
+        np.testing.assert_array_equal(states(chunk=chunk), reference)
+
+
 SYSTEM = td.Diffusion(PLANE, td.VP())
 X = np.zeros((4, 2))
 
@@ -246,6 +317,22 @@ X = np.zeros((4, 2))
         (lambda: td.probability_flow(SYSTEM, 0), ValueError, "n must be at least 1"),
         (lambda: td.probability_flow(SYSTEM, X, method="dopri"), ValueError, "method='dopri' is unknown"),
         (lambda: td.probability_flow(SYSTEM, X, times=[0.5, 0.7, 0.6]), ValueError, "strictly monotone"),
+        (lambda: td.probability_flow(SYSTEM, X, steps=0), ValueError, "steps must be at least 1"),
+        (
+            lambda: td.probability_flow(SYSTEM, X, method="dopri5", steps=500),
+            ValueError,
+            'steps=500 with method="dopri5", whose steps follow from the error; pass rtol= and atol=',
+        ),
+        (
+            lambda: td.probability_flow(SYSTEM, X, rtol=1e-6),
+            ValueError,
+            "rtol=1e-06 with method='rk4', whose steps are fixed; pass steps=, or method=\"dopri5\"",
+        ),
+        (
+            lambda: td.probability_flow(SYSTEM, X, method="heun", rtol=1e-6, atol=1e-8),
+            ValueError,
+            "rtol=1e-06 and atol=1e-08 with method='heun'",
+        ),
     ],
 )
 def test_refusals(call, error, message: str) -> None:

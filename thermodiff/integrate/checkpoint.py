@@ -61,7 +61,7 @@ class Checkpoint:
     def load(self, k: int) -> dict[str, np.ndarray]:
         """A finished chunk."""
         try:
-            with np.load(self._file(k), allow_pickle=False) as stored:
+            with np.load(io.BytesIO(self._file(k).read_bytes()), allow_pickle=False) as stored:
                 return dict(stored)
         except (ValueError, OSError, EOFError, zipfile.BadZipFile):
             raise ValueError(f"{self._file(k)} is damaged; delete it, and its chunk is computed again.") from None

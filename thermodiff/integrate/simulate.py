@@ -47,7 +47,10 @@ class Grid:
     def of(cls, times: npt.ArrayLike, dt: float) -> Grid:
         """Each interval in ceil(interval / dt - 1e-9) equal steps; a single number means [0, times]."""
         dt = above("dt", dt, 0.0, "it is the longest step")
-        asked = np.asarray(times, dtype=np.float64)
+        try:
+            asked = np.asarray(times, dtype=np.float64)
+        except (TypeError, ValueError):
+            asked = np.zeros(0)
         if asked.ndim == 0:
             asked = np.array([0.0, float(asked)])
         if asked.ndim != 1 or asked.size < 2 or not np.all(np.isfinite(asked)) or not np.all(np.diff(asked) > 0.0):
@@ -126,6 +129,8 @@ def simulate(
     x0, grid = points("x0", x0, process.dim), Grid.of(times, dt)
     rule = _method(process, method)
     choice("on_divergence", on_divergence, ("raise", "mark"))
+    if reduce is not None and (isinstance(reduce, type) or not isinstance(reduce, Reducer)):
+        raise TypeError(f"reduce must have the methods of, merge and result, got {type(reduce).__name__}; pass Moments().")
     per_task = BLOCKS_PER_TASK if chunk is None else count("chunk", chunk)
     key = seed_words(rng)
     saved = None

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from thermodiff._check import DivergenceError, choice, count, points, seed_words
 from thermodiff.densities.base import Law
 from thermodiff.diffusion import Diffusion
+from thermodiff.integrate import adaptive
 from thermodiff.integrate.path import Path
 from thermodiff.kernels import march, philox
 from thermodiff.kernels.jit import LANES
@@ -29,6 +30,7 @@ from thermodiff.kernels.tasks import at_points, over_blocks
 FloatArray = npt.NDArray[np.float64]
 
 RULES = {"euler": march.EULER, "heun": march.HEUN, "rk4": march.RK4}
+STEPS, RTOL, ATOL = 500, 1e-6, 1e-8
 
 
 def reverse(
@@ -73,12 +75,12 @@ def reverse(
     -------
     Path
     """
-    system = _system("reverse", system)
+    system = require_diffusion("reverse", system)
     n = count("n", n)
     choice("method", method, ("heun", "euler"))
     choice("start", start, ("marginal", "equilibrium"))
     key = seed_words(rng)
-    at, kept = _grid(system, times, lam, steps, descending=True)
+    at, kept = _edges(_asked(system, times, lam, descending=True), steps)
     first = _start(system, start, n, float(at[0]), key)
     top = system.noise.window(lam=lam)[1]
     return _solve(system, first, at, kept, method, 1.0, key, denoise, top, executor, chunk)
@@ -88,8 +90,10 @@ def probability_flow(
     system: Diffusion,
     x: npt.ArrayLike | int,
     *,
-    steps: int = 500,
-    method: Literal["rk4", "heun", "euler"] = "rk4",
+    steps: int | None = None,
+    method: Literal["rk4", "heun", "euler", "dopri5"] = "rk4",
+    rtol: float | None = None,
+    atol: float | None = None,
     times: npt.ArrayLike | None = None,
     lam: tuple[float, float] | None = None,
     start: Literal["marginal", "equilibrium"] = "marginal",
@@ -105,64 +109,89 @@ def probability_flow(
     system : Diffusion
     x : (n, d) array or int
         Points at the first of ``times``, or a number of paths to start from ``start`` at the noise end.
-    steps : int
-        Steps in all, uniform in log-SNR between the asked times.
-    method : {"rk4", "heun", "euler"}
-        Step rule, of order 4, 2 and 1.
+    steps : int, optional
+        Steps in all, uniform in log-SNR between the asked times; 500 unless the steps are adaptive.
+    method : {"rk4", "heun", "euler", "dopri5"}
+        Step rule, of order 4, 2 and 1; "dopri5" is the pair of Dormand and Prince of order 5(4), whose steps in log-SNR
+        follow from ``rtol`` and ``atol``.  The 256 paths of a block share them.
+    rtol, atol : float, optional
+        Error that a step of "dopri5" may make in the root mean square over the coordinates of any path: ``atol + rtol |x|``
+        of each, ``atol`` in data units; 1e-6 and 1e-8.
     times : (T,) array, optional
-        Monotone times at which to keep the state; by default from the noise end of the window to its data end.
+        Monotone times at which to keep the state; by default from the noise end of the window to its data end.  They do
+        not change the steps of "dopri5", which interpolates to fourth order.
     lam, start, denoise, rng, executor, chunk
         As for `reverse`; ``denoise`` acts only when the flow ends at the data end of the window.
 
     Returns
     -------
     Path
+
+    Raises
+    ------
+    DivergenceError
+        Where a path leaves the finite numbers, or takes too many steps.
     """
-    system = _system("probability_flow", system)
-    choice("method", method, tuple(RULES))
+    system = require_diffusion("probability_flow", system)
+    choice("method", method, (*RULES, "dopri5"))
     choice("start", start, ("marginal", "equilibrium"))
-    at, kept = _grid(system, times, lam, steps, descending=False)
+    _require_own(method, steps, rtol, atol)
+    asked = _asked(system, times, lam, descending=False)
     key = None
     if isinstance(x, int | np.integer):
         key = seed_words(rng)
-        first = _start(system, start, count("n", int(x)), float(at[0]), key)
+        first = _start(system, start, count("n", int(x)), float(asked[0]), key)
     else:
         first = np.ascontiguousarray(points("x", x, system.dim).T)
     top = system.noise.window(lam=lam)[1]
+    if method == "dopri5":
+        rtol, atol = RTOL if rtol is None else rtol, ATOL if atol is None else atol
+        states = adaptive.flow(system, first, asked, rtol, atol, executor, chunk)
+        return _path(system, states, asked, key, denoise, top)
+    at, kept = _edges(asked, STEPS if steps is None else steps)
     return _solve(system, first, at, kept, method, 0.0, key, denoise, top, executor, chunk)
 
 
-def _system(name: str, system: Any) -> Diffusion:
+def require_diffusion(name: str, system: Any) -> Diffusion:
+    """``system`` if it has an exact score."""
     if not isinstance(system, Diffusion):
         raise TypeError(f"{name}: it needs a Diffusion, got {type(system).__name__}.")
     return system
 
 
-def _grid(
-    system: Diffusion,
-    times: npt.ArrayLike | None,
-    lam: tuple[float, float] | None,
-    steps: int,
-    *,
-    descending: bool,
-) -> tuple[FloatArray, npt.NDArray[np.int64]]:
-    """Step edges in lam, and the indices of those that were asked for."""
-    steps = count("steps", steps)
+def _require_own(method: str, steps: int | None, rtol: float | None, atol: float | None) -> None:
+    """Refuse what the method would ignore."""
+    if method == "dopri5" and steps is not None:
+        raise ValueError(f'steps={steps!r} with method="dopri5", whose steps follow from the error; pass rtol= and atol=.')
+    if method != "dopri5" and not (rtol is None and atol is None):
+        given = " and ".join(f"{name}={value!r}" for name, value in (("rtol", rtol), ("atol", atol)) if value is not None)
+        raise ValueError(f'{given} with method={method!r}, whose steps are fixed; pass steps=, or method="dopri5".')
+
+
+def _asked(
+    system: Diffusion, times: npt.ArrayLike | None, lam: tuple[float, float] | None, *, descending: bool
+) -> FloatArray:
+    """The lam of the asked times, within the window."""
     low, high = system.noise.window(lam=lam)
     if times is None:
-        asked = np.array([low, high])
-    else:
-        asked_times = np.asarray(times, dtype=np.float64)
-        change = np.diff(asked_times)
-        if asked_times.ndim != 1 or asked_times.size < 2 or not (np.all(change < 0) or np.all(change > 0)):
-            raise ValueError(f"times must be at least two strictly monotone numbers, got {times!r}.")
-        if descending and change[0] > 0:
-            raise ValueError("times must descend (from noise at t_end to data at 0) for the reverse process; reverse them.")
-        if asked_times.min() < 0.0 or asked_times.max() > system.noise.t_end:
-            raise ValueError(f"times must lie in [0, {system.noise.t_end:g}], got {times!r}.")
-        asked = np.clip(system.noise.lam(asked_times), low, high)
-        if np.any(np.diff(asked) == 0.0):
-            raise ValueError(f"times {times!r} fall together at the edge of the window; pass a wider lam=.")
+        return np.array([low, high])
+    asked_times = np.asarray(times, dtype=np.float64)
+    change = np.diff(asked_times)
+    if asked_times.ndim != 1 or asked_times.size < 2 or not (np.all(change < 0) or np.all(change > 0)):
+        raise ValueError(f"times must be at least two strictly monotone numbers, got {times!r}.")
+    if descending and change[0] > 0:
+        raise ValueError("times must descend (from noise at t_end to data at 0) for the reverse process; reverse them.")
+    if asked_times.min() < 0.0 or asked_times.max() > system.noise.t_end:
+        raise ValueError(f"times must lie in [0, {system.noise.t_end:g}], got {times!r}.")
+    asked = np.clip(system.noise.lam(asked_times), low, high)
+    if np.any(np.diff(asked) == 0.0):
+        raise ValueError(f"times {times!r} fall together at the edge of the window; pass a wider lam=.")
+    return asked
+
+
+def _edges(asked: FloatArray, steps: int) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+    """Step edges in lam, and the indices of those that were asked for."""
+    steps = count("steps", steps)
     lengths = np.abs(np.diff(asked))
     counts = np.maximum(np.round(steps * lengths / lengths.sum()).astype(np.int64), 1)
     pieces = [np.linspace(a, b, k + 1)[:-1] for a, b, k in zip(asked[:-1], asked[1:], counts, strict=True)]
@@ -220,14 +249,25 @@ def _solve(
         slots,
         first,
     )
-    states = over_blocks(task, first.shape[1], executor, chunk).transpose(0, 2, 1)
-    denoised = bool(denoise) and steps[0] > 0 and bool(np.isclose(at[-1], top))
-    states = np.ascontiguousarray(states)
+    return _path(system, over_blocks(task, first.shape[1], executor, chunk), at[kept], key, denoise, top)
+
+
+def _path(
+    system: Diffusion,
+    states: FloatArray,
+    asked: FloatArray,
+    key: npt.NDArray[np.uint32] | None,
+    denoise: bool,
+    top: float,
+) -> Path:
+    """The record of ``states`` (T, d, n) at the asked lam, denoised where they end at the data end ``top``."""
+    states = np.ascontiguousarray(states.transpose(0, 2, 1))
+    denoised = bool(denoise) and bool(asked[-1] > asked[0]) and bool(np.isclose(asked[-1], top))
     if denoised:
-        states[-1] = _posterior_mean(system, states[-1], float(at[-1]))
-    times = system.noise.time(at[kept])
+        states[-1] = _posterior_mean(system, states[-1], float(asked[-1]))
+    times = system.noise.time(asked)
     _require_finite(states, times)
-    return Path(times, at[kept], states, None if key is None else (int(key[0]), int(key[1])), denoised)
+    return Path(times, asked, states, None if key is None else (int(key[0]), int(key[1])), denoised)
 
 
 def _row(system: Diffusion, lam: FloatArray, noise: float) -> FloatArray:

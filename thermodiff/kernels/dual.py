@@ -158,6 +158,16 @@ _binary(
 )
 
 
+@overload(max, jit_options=OPTIONS)
+def _largest(a, b, c):
+    return (lambda a, b, c: max(max(a, b), c)) if DUAL in (a, b, c) else None
+
+
+@overload(min, jit_options=OPTIONS)
+def _smallest(a, b, c):
+    return (lambda a, b, c: min(min(a, b), c)) if DUAL in (a, b, c) else None
+
+
 @overload(operator.ipow, jit_options=OPTIONS, prefer_literal=True)
 @overload(operator.pow, jit_options=OPTIONS, prefer_literal=True)
 def _power(a, b):

@@ -22,8 +22,8 @@ from numba import types
 from thermodiff.kernels.elementary import from_bits, log_normal, sincos_turns
 from thermodiff.kernels.jit import LANES, inline, kernel, matrix, words
 
-COMPONENT, START, NOISE, PATH, PROBE, TRAINING = range(6)
-"""Purposes: the component of a mixture, x_0, the noise z of the transition kernel, path noise, probes, training."""
+COMPONENT, START, NOISE, PATH, PROBE, TRAINING, BRIDGE = range(7)
+"""Purposes: the component of a mixture, x_0, the noise z of the transition kernel, path noise, probes, training, bridges."""
 
 _UNIT = 1.0 / 4294967296.0
 _LOW = np.uint64(0xFFFFFFFF)

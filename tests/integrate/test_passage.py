@@ -1,0 +1,108 @@
+"""First-passage times against closed forms, at steps so coarse that uncorrected ones would be far off."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+import thermodiff as td
+from thermodiff.integrate.passage import first_passage
+
+
+@td.drift
+def constant(x, t, v):
+    return (v,)
+
+
+@td.drift
+def relax(x, t, k):
+    return (-k * x[0], -x[1])
+
+
+def drifted(v: float, diffusivity: float) -> td.Langevin:
+    return td.Langevin(constant, params=(v,), diffusivity=diffusivity, dim=1)
+
+
+@pytest.mark.parametrize("dt", [0.02, 0.5])
+def test_drifted_motion_has_inverse_gaussian_times_whatever_the_step(dt: float) -> None:
+    """Level b ahead, drift v, variance 2 D t: inverse Gaussian with mean b / v and shape b^2 / 2 D."""
+    b, v, diffusivity = 1.0, 0.8, 0.3
+    found = first_passage(drifted(v, diffusivity), np.zeros((20_000, 1)), t_max=40.0, dt=dt, high=b, rng=1)
+    assert np.all(found.sides == 1)
+    shape = b * b / (2.0 * diffusivity)
+    law = stats.invgauss(mu=b / v / shape, scale=shape)
+    assert stats.kstest(found.times, law.cdf).pvalue > 1e-4
+    np.testing.assert_array_equal(found.states[:, 0], b)
+
+
+def test_without_drift_one_side_is_levys_law() -> None:
+    found = first_passage(drifted(0.0, 0.5), np.zeros((20_000, 1)), t_max=10.0, dt=0.25, low=-1.0, rng=2)
+    touched = np.isfinite(found.times)
+    assert np.all(found.sides[touched] == -1)
+    assert np.all(found.sides[~touched] == 0)
+    law = stats.levy(scale=1.0)
+    share, n = law.cdf(10.0), touched.size
+    assert abs(touched.mean() - share) < 4.0 * np.sqrt(share * (1.0 - share) / n)
+    assert stats.kstest(found.times[touched], lambda t: law.cdf(t) / share).pvalue > 1e-4
+
+
+def test_exit_from_an_interval_has_the_mean_time_and_the_chances_of_theory() -> None:
+    """Without drift: (b - x)(x - a) / 2 D on average, and the upper end with chance (x - a) / (b - a)."""
+    a, b, x, diffusivity, n = -1.0, 2.0, 0.5, 0.4, 40_000
+    found = first_passage(drifted(0.0, diffusivity), np.full((n, 1), x), t_max=60.0, dt=0.05, low=a, high=b, rng=3)
+    mean = (b - x) * (x - a) / (2.0 * diffusivity)
+    assert abs(found.times.mean() - mean) < 4.0 * found.times.std() / np.sqrt(n)
+    chance = (x - a) / (b - a)
+    assert abs((found.sides == 1).mean() - chance) < 4.0 * np.sqrt(chance * (1.0 - chance) / n)
+
+
+def test_the_mean_time_of_a_relaxing_coordinate() -> None:
+    """Mean first passage of an Ornstein-Uhlenbeck coordinate by the double integral; another coordinate runs along."""
+    k, diffusivity, b, n = 1.0, 0.5, 0.8, 20_000
+    process = td.Langevin(relax, params=(k,), diffusivity=diffusivity, dim=2)
+    found = first_passage(process, np.zeros((n, 2)), t_max=60.0, dt=2e-3, high=b, rng=4)
+
+    def inner(y: float) -> float:
+        return integrate.quad(lambda z: np.exp(-0.5 * k * z * z / diffusivity), -np.inf, y)[0]
+
+    mean = integrate.quad(lambda y: np.exp(0.5 * k * y * y / diffusivity) * inner(y), 0.0, b)[0] / diffusivity
+    assert abs(found.times.mean() - mean) < 4.0 * found.times.std() / np.sqrt(n)
+
+
+def test_same_bits_for_any_executor_and_chunk() -> None:
+    process, x0 = drifted(0.3, 0.5), np.zeros((3000, 1))
+    whole = first_passage(process, x0, t_max=3.0, dt=0.1, high=1.0, rng=5)
+    for workers, chunk in ((1, 1), (2, 3), (3, None)):
+        with ThreadPoolExecutor(workers) as executor:
+            again = first_passage(process, x0, t_max=3.0, dt=0.1, high=1.0, rng=5, executor=executor, chunk=chunk)
+        np.testing.assert_array_equal(again.times, whole.times)
+        np.testing.assert_array_equal(again.states, whole.states)
+    assert repr(whole) == f"Passage({np.count_nonzero(whole.sides)} of 3000 paths touched a level)"
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({}, "at least one end"),
+        ({"low": 1.0, "high": -1.0}, "must leave an interval"),
+        ({"high": 0.0}, "3 of 3 paths start at or beyond a level"),
+        ({"high": 1.0, "coordinate": 1}, "coordinate must be below dim = 1"),
+        ({"high": 1.0, "dt": 0.0}, "dt must be positive"),
+        ({"high": 1.0, "t_max": -1.0}, "t_max must be positive"),
+    ],
+)
+def test_bad_arguments_get_a_sentence(keywords: dict, message: str) -> None:
+    given = {"t_max": 1.0, "dt": 0.1} | keywords
+    with pytest.raises(ValueError, match=message):
+        first_passage(drifted(0.0, 0.5), np.zeros((3, 1)), **given)
+
+
+def test_noise_that_is_not_constant_is_refused() -> None:
+    process = td.Langevin(constant, params=(0.0,), diffusivity=lambda t: 1.0 + t, dim=1)
+    with pytest.raises(ValueError, match="constant diffusivity and no walls"):
+        first_passage(process, np.zeros((3, 1)), t_max=1.0, dt=0.1, high=1.0)
+    with pytest.raises(ValueError, match="coordinate 0 has no noise"):
+        first_passage(drifted(1.0, 0.0), np.zeros((3, 1)), t_max=1.0, dt=0.1, high=1.0)
+    with pytest.raises(TypeError, match="needs a Langevin process, got str"):
+        first_passage("x", np.zeros((3, 1)), t_max=1.0, dt=0.1, high=1.0)

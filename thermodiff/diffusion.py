@@ -238,7 +238,7 @@ def _oracle(system: Diffusion, window: tuple[float, float], rng: Any) -> Estimat
     generator = np.random.default_rng(stream)
     noisy, clean = (system.data.entropy(alpha=float(row.alpha[k]), sigma=float(row.sigma[k]), rng=generator) for k in (0, 1))
     value = noisy.value - clean.value + medium_integral(system.noise, window, system.second_moment, system.dim)
-    return Estimate(value, float(np.hypot(noisy.error, clean.error)))
+    return Estimate(float(value), float(np.hypot(noisy.error, clean.error)))
 
 
 def medium_integral(noise: Schedule, window: tuple[float, float], second_moment: float, dim: int) -> float:

@@ -110,3 +110,8 @@ def test_text_holds_both_ledgers_and_the_differences(pair) -> None:
     assert "paired differences (nats)" in text
     assert str(pair[0]) in text
     assert str(pair[1]) in text
+
+
+def test_only_ledgers_can_be_compared() -> None:
+    with pytest.raises(TypeError, match="compare: it takes two ledgers made by account, got int"):
+        td.compare(1, 2)

@@ -59,9 +59,12 @@ def compare(first: Ledger, second: Ledger) -> Comparison:
 
     Raises
     ------
-    ValueError
-        If their draws differ.
+    TypeError, ValueError
+        If these are not ledgers, or their draws differ.
     """
+    for ledger in (first, second):
+        if not isinstance(ledger, Ledger):
+            raise TypeError(f"compare: it takes two ledgers made by account, got {type(ledger).__name__}.")
     if first.key != second.key:
         raise ValueError(
             f"the ledgers have different random keys {first.key} and {second.key}, so their samples are not pairs; "

@@ -1,11 +1,18 @@
 """Tasks over executors: order, laziness, failures."""
 
+import multiprocessing
+import os
+import signal
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+import weakref
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
+from user_dynamics import process_id
 
+from thermodiff import _tasks
 from thermodiff._tasks import cores, in_order
 
 
@@ -57,3 +64,161 @@ def test_a_failure_reaches_the_caller() -> None:
 
 def test_there_is_a_core() -> None:
     assert cores() >= 1
+
+
+@pytest.mark.parametrize("workers", [None, 1, 3])
+def test_inputs_take_the_place_of_the_number(workers: int | None) -> None:
+    executor = None if workers is None else ThreadPoolExecutor(workers)
+    try:
+        assert list(in_order(slow_first, 20, executor, inputs=lambda k: 10 * k)) == [100 * k * k for k in range(20)]
+        assert list(in_order(slow_first, 1, executor, inputs=lambda k: 7)) == [49]
+        assert list(in_order(slow_first, 0, executor)) == []
+    finally:
+        if executor is not None:
+            executor.shutdown()
+
+
+def test_inputs_are_made_when_a_task_is_handed_out() -> None:
+    made = []
+
+    def given(k: int) -> int:
+        made.append(k)
+        return k
+
+    with ThreadPoolExecutor(1) as executor:
+        results = in_order(slow_first, 1000, executor, inputs=given)
+        next(results)
+        assert made == list(range(len(made)))
+        assert 1 <= len(made) <= 6
+        results.close()
+
+
+def test_helpers_do_not_run_far_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results that nobody has taken yet do not pile up; what is left is still done."""
+    monkeypatch.setattr(_tasks, "cores", lambda: 2)
+    started = []
+
+    def task(k: int) -> int:
+        started.append(k)
+        return k
+
+    results = in_order(task, 200, None)
+    for taken in range(10):
+        assert next(results) == taken
+        time.sleep(0.02)
+        assert len(started) <= taken + 12
+    assert list(results) == list(range(10, 200))
+    assert sorted(started) == list(range(200))
+
+
+def test_closing_early_stops_what_has_not_begun() -> None:
+    started = []
+
+    def task(k: int) -> int:
+        started.append(k)
+        time.sleep(0.002)
+        return k
+
+    results = in_order(task, 10_000, None)
+    assert next(results) == 0
+    results.close()
+    time.sleep(0.05)
+    seen = len(started)
+    time.sleep(0.05)
+    assert len(started) == seen < 100
+    # The helpers are free again.
+    assert list(in_order(slow_first, 6, None)) == [k * k for k in range(6)]
+
+
+def test_results_that_were_handed_on_are_not_kept() -> None:
+    class Result:
+        pass
+
+    for executor in (None, ThreadPoolExecutor(2)):
+        alive = []
+        for value in in_order(lambda k: Result(), 50, executor):
+            alive.append(weakref.ref(value))
+            del value
+            assert sum(reference() is not None for reference in alive[:-1]) == 0
+        if executor is not None:
+            executor.shutdown()
+
+
+FORK = multiprocessing.get_context("fork")
+
+
+class DiesOnce:
+    """Kills its worker at task ``k``, unless the mark is there already."""
+
+    def __init__(self, k: int, mark: str) -> None:
+        self.k, self.mark = k, mark
+
+    def __call__(self, k: int) -> int:
+        if k == self.k and not os.path.exists(self.mark):
+            open(self.mark, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return k * k
+
+
+@pytest.mark.parametrize("k", [0, 7, 29])
+def test_the_death_of_a_worker_loses_nothing(k: int, tmp_path) -> None:
+    with ProcessPoolExecutor(2, mp_context=FORK) as executor:
+        found = list(in_order(DiesOnce(k, str(tmp_path / "mark")), 30, executor))
+        assert found == [j * j for j in range(30)]
+        assert (tmp_path / "mark").exists()
+        # The pool that broke is not mended, but taken over again at the next call.
+        assert list(in_order(slow_first, 5, executor)) == [j * j for j in range(5)]
+
+
+def test_a_task_that_always_kills_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_tasks, "MOST_DEATHS", 2)
+    pools, replacement = [], _tasks._replacement
+
+    def counted(*given):
+        pools.append(replacement(*given))
+        return pools[-1]
+
+    monkeypatch.setattr(_tasks, "_replacement", counted)
+    with ProcessPoolExecutor(1, mp_context=FORK) as executor, pytest.raises(BrokenProcessPool):
+        list(in_order(always_dies, 5, executor))
+    assert len(pools) == 2
+
+
+def always_dies(k: int) -> None:
+    if k == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_the_new_pool_is_like_the_old_one() -> None:
+    old = ProcessPoolExecutor(3, multiprocessing.get_context("spawn"), print, ("started",), max_tasks_per_child=7)
+    new = _tasks._replacement(old, old)
+    names = ("_max_workers", "_mp_context", "_initializer", "_initargs", "_max_tasks_per_child")
+    assert [getattr(new, name) for name in names] == [getattr(old, name) for name in names]
+    old.shutdown()
+    new.shutdown()
+
+
+class Dead(Executor):
+    """An executor that is not a pool of processes, and lost its workers."""
+
+    def submit(self, function, /, *arguments, **keywords) -> Future:
+        raise BrokenExecutor("gone")
+
+
+def test_other_executors_cannot_be_replaced() -> None:
+    with pytest.raises(RuntimeError, match="the executor lost its workers and cannot be replaced; start it again"):
+        list(in_order(slow_first, 5, Dead()))
+
+
+def test_tasks_run_in_the_processes() -> None:
+    with ProcessPoolExecutor(2, mp_context=FORK) as executor:
+        assert os.getpid() not in set(in_order(process_id, 6, executor))
+
+
+def test_a_failure_in_a_process_reaches_the_caller() -> None:
+    with ProcessPoolExecutor(1, mp_context=FORK) as executor, pytest.raises(ZeroDivisionError):
+        list(in_order(divided, 5, executor))
+
+
+def divided(k: int) -> float:
+    return 1 / (k - 3)

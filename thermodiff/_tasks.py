@@ -6,7 +6,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import cache
 from typing import Any, TypeVar
@@ -50,7 +50,7 @@ def in_order(
     *,
     concurrent: bool = True,
     inputs: Callable[[int], Any] | None = None,
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """Yield ``function(0) ... function(count - 1)`` in order, computed by ``executor`` (None: threads, this one among them).
 
     ``inputs(k)``, made here when task k is handed out, takes the place of k: only a task's own data travels.  A few tasks

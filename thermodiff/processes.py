@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from thermodiff._check import array, choice
+from thermodiff._check import array, choice, finite_number
 from thermodiff.fields import Diffusivity, Drift, Field, Potential, dimension
 
 FloatArray = npt.NDArray[np.float64]
@@ -103,7 +104,7 @@ class Langevin:
         if isinstance(self.diffusivity, bytes):
             from thermodiff.kernels.user import from_bytes
 
-            self.diffusivity = from_bytes(self.diffusivity)
+            self.__dict__["diffusivity"] = from_bytes(self.diffusivity)
 
     def compiled(self) -> Compiled:
         """Fields and numbers for the kernels."""
@@ -186,6 +187,10 @@ class Linear(Langevin):
 
         return Compiled(affine, self.params, affine, self.diffusivity_params, 0.0, self.walls)
 
+    def with_params(self, *params: float) -> Langevin:
+        """Not for a linear process: make another one."""
+        raise TypeError("Linear: its numbers are the matrix and the offset; make another Linear.")
+
     def force(self, x: npt.ArrayLike, t: float = 0.0) -> FloatArray:
         """A x + b at points (n, d)."""
         return np.asarray(x, dtype=np.float64) @ self.matrix.T + self.offset
@@ -246,7 +251,7 @@ def noise_factor(diffusivity: Any, dim: int) -> FloatArray:
 def _walls(boundaries: Mapping[int, tuple[str, float, float]], dim: int) -> FloatArray:
     walls = np.zeros((dim, 3))
     for coordinate, wall in boundaries.items():
-        if not isinstance(coordinate, int) or not 0 <= coordinate < dim:
+        if not isinstance(coordinate, Integral) or not 0 <= coordinate < dim:
             raise ValueError(f"boundaries: coordinate {coordinate!r} does not exist; use 0 ... {dim - 1}.")
         try:
             kind, low, high = wall
@@ -255,7 +260,11 @@ def _walls(boundaries: Mapping[int, tuple[str, float, float]], dim: int) -> Floa
                 f'boundaries[{coordinate}] must be ("periodic" or "reflecting", low, high), got {wall!r}.'
             ) from None
         choice(f"boundaries[{coordinate}]", kind, tuple(WALLS))
-        if not (np.isfinite(low) and np.isfinite(high) and low < high):
-            raise ValueError(f"boundaries[{coordinate}]: low must be below high, got {low!r} and {high!r}.")
+        low, high = (
+            finite_number(f"boundaries[{coordinate}]: low", low),
+            finite_number(f"boundaries[{coordinate}]: high", high),
+        )
+        if not low < high:
+            raise ValueError(f"boundaries[{coordinate}]: low must be below high, got {low:g} and {high:g}.")
         walls[coordinate] = WALLS[kind], low, high
     return walls

@@ -43,6 +43,8 @@ LOOPS = {
     "log": one_output(elementary.log),
     "exp_weight": one_output(elementary.exp_weight),
     "log_normal": one_output(elementary.log_normal),
+    "expm1": one_output(elementary.expm1),
+    "tanh": one_output(elementary.tanh),
     "sincos": two_outputs(elementary.sincos),
     "sincos_turns": two_outputs(elementary.sincos_turns),
 }
@@ -133,6 +135,31 @@ def test_log_of_normal_numbers_is_correct_to_1e_15() -> None:
             abs(mpmath.mpf(float(v)) / mpmath.log(mpmath.mpf(float(x))) - 1) for x, v in zip(arguments, values, strict=True)
         ]
     assert largest(off) <= 1e-15
+
+
+REAL = np.concatenate([
+    np.random.default_rng(24).uniform(-45.0, 45.0, 2000),
+    np.random.default_rng(25).uniform(-1.1, 1.1, 2000),
+    np.random.default_rng(26).choice([-1, 1], 1000) * spread(1e-300, 700.0, 1000, 27),
+    (np.arange(-40, 40) + 0.5) * np.log(2.0),
+    [709.0, 709.78, -745.0, SMALLEST, TINY, -TINY, 20.0, -20.0, 19.99],
+])  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "bound"), [("expm1", 4.5e-16), ("tanh", 1e-15)])
+def test_expm1_and_tanh_are_correct(name: str, bound: float) -> None:
+    (values,) = evaluate(name, REAL)
+    with mpmath.workprec(1200):
+        exact = [getattr(mpmath, name)(mpmath.mpf(float(x))) for x in REAL]
+        off = [abs(mpmath.mpf(float(v)) / e - 1) for v, e in zip(values, exact, strict=True)]
+    assert largest(off) <= bound
+
+
+def test_expm1_and_tanh_special_values() -> None:
+    arguments = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e308, -1e308, 710.0, -40.0])
+    np.testing.assert_array_equal(evaluate("tanh", arguments)[0], np.tanh(arguments))
+    expected = np.array([0.0, 0.0, np.inf, -1.0, np.nan, np.inf, -1.0, np.inf, -1.0])
+    np.testing.assert_array_equal(evaluate("expm1", arguments)[0], expected)
 
 
 def _near_multiples_of_quarter_turns() -> np.ndarray:
@@ -231,8 +258,16 @@ def sine_plus_cosine(u):
 
 @pytest.mark.parametrize(
     "function",
-    [elementary.exp, elementary.exp_weight, elementary.log, elementary.log_normal, sine_plus_cosine],
-    ids=["exp", "exp_weight", "log", "log_normal", "sincos_turns"],
+    [
+        elementary.exp,
+        elementary.exp_weight,
+        elementary.log,
+        elementary.log_normal,
+        elementary.expm1,
+        elementary.tanh,
+        sine_plus_cosine,
+    ],
+    ids=["exp", "exp_weight", "log", "log_normal", "expm1", "tanh", "sincos_turns"],
 )
 def test_the_lane_loop_is_vectorised(function) -> None:
     if platform.machine().lower() not in {"x86_64", "amd64"}:

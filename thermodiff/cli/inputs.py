@@ -110,7 +110,9 @@ def _read_mixture(path: Path) -> GaussianMixture:
 
 def _read_vectors(path: Path) -> FloatArray:
     if path.is_file() and not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} cannot be read as an .npz of plain arrays (not an archive); write it with numpy.savez(file, x=vectors).")
+        raise ValueError(
+            f"{path} cannot be read as an .npz of plain arrays (not an archive); write it with numpy.savez(file, x=vectors)."
+        )
     try:
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)

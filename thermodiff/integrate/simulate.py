@@ -96,7 +96,8 @@ def simulate(
     method : {"euler", "heun", "milstein", "weak2", "rk4", "exact"}, optional
         Euler-Maruyama by default, "rk4" without noise, "exact" (no step error) for a `Linear` process.  Strong and weak
         order: euler 1/2 and 1 (1 and 1 where D does not depend on the state), heun 1 and 1 (weak 2 where D does not depend
-        on the state), milstein 1 and 1, weak2 weak 2.
+        on the state), milstein 1 and 1, weak2 weak 2; the last two need
+        D_i to depend on x_i only.
     rng : int, SeedSequence, Generator or None
         Fixes the noise: the normal of (path, step, coordinate) depends on nothing else.
     heat : bool
@@ -193,7 +194,7 @@ class _Run:
         part, x0 = given
         states, heats = self.states(part.start // LANES, x0, self.grid, self.mix)
         n = len(x0)
-        lost = ~np.isfinite(states[-1, :, :n]).all(axis=0)
+        lost: Any = ~np.isfinite(states[-1, :, :n]).all(axis=0)
         piece: dict[str, Any] = {"lost": lost}
         if self.heat:
             piece["heat"] = heats[:, :n]

@@ -1,0 +1,89 @@
+"""The record of a run on disk."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from thermodiff.integrate.checkpoint import Checkpoint
+
+KEY = np.array([1, 2], dtype=np.uint32)
+RUN = {"code": "abc", "params": [1.0, 0.1], "reduce": None}
+PIECE = {"states": np.arange(6.0).reshape(1, 3, 2), "lost": np.array([False, True, False])}
+
+
+def test_chunks_come_back_as_they_were(tmp_path: Path) -> None:
+    saved = Checkpoint(tmp_path / "a" / "run", RUN, 0, KEY)
+    assert saved.missing(3) == [0, 1, 2]
+    saved.save(1, PIECE)
+    assert saved.missing(3) == [0, 2]
+    found = Checkpoint(tmp_path / "a" / "run", RUN, 0, KEY).load(1)
+    assert set(found) == set(PIECE)
+    for name, values in PIECE.items():
+        np.testing.assert_array_equal(found[name], values)
+        assert found[name].dtype == values.dtype
+    assert sorted(file.name for file in (tmp_path / "a" / "run").iterdir()) == ["chunk-0000001.npz", "run.json"]
+
+
+def test_the_key_of_an_unseeded_run_is_kept(tmp_path: Path) -> None:
+    Checkpoint(tmp_path, RUN, None, KEY)
+    np.testing.assert_array_equal(Checkpoint(tmp_path, RUN, None, KEY + np.uint32(1)).key, KEY)
+    with pytest.raises(ValueError, match=r"holds another run \(it differs in rng\)"):
+        Checkpoint(tmp_path, RUN, 3, KEY + np.uint32(1))
+
+
+def test_what_differs_is_named(tmp_path: Path) -> None:
+    Checkpoint(tmp_path, RUN, 0, KEY)
+    with pytest.raises(ValueError, match=r"differs in code, params, rng"):
+        Checkpoint(tmp_path, RUN | {"code": "b", "params": [1.0, 0.1000001]}, 0, KEY + np.uint32(1))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "{", "[]", "3", "null", '"key"', "{}", '{"key": 5}', '{"key": "ab"}', '{"key": [1]}', '{"key": [1, -2]}',
+        '{"key": [1, 99999999999]}', '{"key": null}', "\x00\x01",
+    ],
+)  # fmt: skip
+def test_a_record_that_is_none(content: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=r"run\.json is not the record of a run; choose another directory"):
+        Checkpoint(tmp_path, RUN, None, KEY)
+    assert (tmp_path / "run.json").read_text() == content
+
+
+def test_a_record_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(ValueError, match="is not the record of a run"):
+        Checkpoint(tmp_path, RUN, None, KEY)
+
+
+def test_chunks_without_a_record_are_refused(tmp_path: Path) -> None:
+    Checkpoint(tmp_path, RUN, 0, KEY).save(0, PIECE)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"holds chunks but no run\.json"):
+        Checkpoint(tmp_path, RUN, 0, KEY)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: b"", lambda content: content[: len(content) // 2], lambda content: b"x" * 99]
+)
+def test_a_damaged_chunk_is_named(damage, tmp_path: Path) -> None:
+    saved = Checkpoint(tmp_path, RUN, 0, KEY)
+    saved.save(4, PIECE)
+    file = tmp_path / "chunk-0000004.npz"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ValueError, match=r"chunk-0000004\.npz is damaged; delete it, and its chunk is computed again"):
+        saved.load(4)
+
+
+def test_reducers_have_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="checkpoint= keeps states; it does not go with reduce="):
+        Checkpoint(tmp_path, RUN | {"reduce": "Moments()"}, 0, KEY)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_record_is_plain_json(tmp_path: Path) -> None:
+    Checkpoint(tmp_path, RUN, 0, KEY)
+    assert json.loads((tmp_path / "run.json").read_text()) == RUN | {"key": [1, 2]}

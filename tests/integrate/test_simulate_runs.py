@@ -1,0 +1,258 @@
+"""Runs of `simulate` that write as they go, die and go on: files, checkpoints, killed workers, memory."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from user_dynamics import closure, double_well
+
+import thermodiff as td
+from thermodiff.kernels.jit import LANES
+
+WELL = td.Langevin(double_well, (1.0,), 0.5, dim=1)
+N = 6 * LANES + 30
+X0 = 0.5 * np.random.default_rng(0).standard_normal((N, 1))
+GIVEN = {"times": [0.0, 0.1, 0.3], "dt": 0.02, "rng": 5, "chunk": 1, "heat": True}
+
+
+@pytest.fixture(scope="module")
+def whole() -> td.Path:
+    return td.simulate(WELL, X0, **GIVEN)
+
+
+def same(one: td.Path, two: td.Path) -> None:
+    assert one.key == two.key
+    np.testing.assert_array_equal(one.states, two.states)
+    np.testing.assert_array_equal(one.heat, two.heat)
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(task: int):
+    def progress(done: int, tasks: int) -> None:
+        if done == task:
+            raise Stop
+
+    return progress
+
+
+def test_progress_counts_the_tasks() -> None:
+    seen = []
+    td.simulate(WELL, X0, progress=lambda done, tasks: seen.append((done, tasks)), **GIVEN)
+    assert seen == [(k, 7) for k in range(1, 8)]
+
+
+def test_states_written_to_a_file(whole: td.Path, tmp_path: Path) -> None:
+    target = tmp_path / "new folder" / "states.npy"
+    path = td.simulate(WELL, X0, out=target, **GIVEN)
+    assert os.listdir(target.parent) == ["states.npy"]
+    assert isinstance(path.states, np.memmap)
+    same(path, whole)
+    np.testing.assert_array_equal(np.load(target), whole.states)
+
+
+def test_half_a_file_is_not_left(tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        td.simulate(WELL, X0, out=tmp_path / "states.npy", progress=stop_at(3), **GIVEN)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_of_before_stays_when_a_run_fails(whole: td.Path, tmp_path: Path) -> None:
+    td.simulate(WELL, X0, out=str(tmp_path / "states.npy"), **GIVEN)
+    with pytest.raises(Stop):
+        td.simulate(WELL, X0 + 1.0, out=tmp_path / "states.npy", progress=stop_at(3), **GIVEN)
+    np.testing.assert_array_equal(np.load(tmp_path / "states.npy"), whole.states)
+
+
+def test_states_written_to_an_array(whole: td.Path) -> None:
+    """What takes slices will do: an object that is not an array, and one of less precision."""
+
+    class Store:
+        def __init__(self) -> None:
+            self.inside = np.full((3, N, 1), np.nan)
+            self.shape, self.dtype = self.inside.shape, self.inside.dtype
+
+        def __setitem__(self, where, values) -> None:
+            assert where[0] == slice(None)
+            self.inside[where] = values
+
+    store, single = Store(), np.zeros((3, N, 1), dtype=np.float32)
+    assert td.simulate(WELL, X0, out=store, **GIVEN).states is store
+    np.testing.assert_array_equal(store.inside, whole.states)
+    td.simulate(WELL, X0, out=single, **GIVEN)
+    np.testing.assert_array_equal(single, whole.states.astype(np.float32))
+
+
+@pytest.mark.parametrize("seed", [5, None])
+def test_a_run_that_died_goes_on_to_the_same_bits(seed: int | None, tmp_path: Path) -> None:
+    given = GIVEN | {"rng": seed}
+    with pytest.raises(Stop):
+        td.simulate(WELL, X0, checkpoint=tmp_path, progress=stop_at(4), **given)
+    chunks = sorted(file.name for file in tmp_path.glob("chunk-*.npz"))
+    assert chunks == [f"chunk-{k:07d}.npz" for k in range(4)]
+    before = {name: (tmp_path / name).stat().st_mtime_ns for name in chunks}
+    path = td.simulate(WELL, X0, checkpoint=tmp_path, **given)
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in chunks} == before
+    words = (
+        np.random.SeedSequence(5).generate_state(2) if seed == 5 else json.loads((tmp_path / "run.json").read_text())["key"]
+    )
+    assert path.key == tuple(int(word) for word in words)
+    # And again, from chunks alone; with a hole in them; and on other workers.
+    same(td.simulate(WELL, X0, checkpoint=tmp_path, **given), path)
+    (tmp_path / "chunk-0000002.npz").unlink()
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as executor:
+        same(td.simulate(WELL, X0, checkpoint=tmp_path, executor=executor, **given), path)
+
+
+def test_the_checkpoint_of_a_seeded_run_has_its_bits(whole: td.Path, tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        td.simulate(WELL, X0, checkpoint=tmp_path, progress=stop_at(2), **GIVEN)
+    same(td.simulate(WELL, X0, checkpoint=tmp_path, **GIVEN), whole)
+
+
+@td.drift
+def of_sine(x, t):
+    return (np.sin(x[0]),)
+
+
+@td.drift
+def of_cosine(x, t):
+    return (np.cos(x[0]),)
+
+
+of_cosine.__name__ = of_cosine.function.__name__ = "of_sine"
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"process": WELL.with_params(2.0)}, "params"),
+        ({"x0": X0 + 1e-9}, "x0"),
+        ({"times": [0.0, 0.1, 0.31]}, "times, counts"),
+        ({"dt": 0.01}, "counts"),
+        ({"rng": 6}, "rng"),
+        ({"chunk": 2}, "chunk"),
+        ({"heat": False}, "heat"),
+        ({"method": "heun"}, "method"),
+        ({"process": td.Langevin(double_well, (1.0,), 0.6, dim=1)}, "diffusivity"),
+        ({"process": td.Langevin(double_well, (1.0,), lambda t: 0.5, dim=1)}, "diffusivity"),
+        ({"process": td.Langevin(double_well, (1.0,), 0.5, dim=1, boundaries={0: ("periodic", -2, 2)})}, "walls"),
+    ],
+)
+def test_another_run_is_refused(changes: dict, what: str, tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        td.simulate(WELL, X0, checkpoint=tmp_path, progress=stop_at(1), **GIVEN)
+    given = {"process": WELL, "x0": X0} | GIVEN | changes
+    with pytest.raises(ValueError, match=rf"holds another run \(it differs in {what}\); choose another directory"):
+        td.simulate(given.pop("process"), given.pop("x0"), checkpoint=tmp_path, **given)
+
+
+@pytest.mark.parametrize(
+    "processes",
+    [
+        (td.Langevin(of_sine, dim=1), td.Langevin(of_cosine, dim=1)),
+        (td.Langevin(closure(0.5), dim=2), td.Langevin(closure(0.6), dim=2)),
+        (td.Langevin(of_sine, (), lambda t: 1.0 + t, dim=1), td.Langevin(of_sine, (), lambda t: 1.0 - t, dim=1)),
+        (td.Langevin(closure(0.5), (), np.eye(2), dim=2), td.Langevin(closure(0.5), (), np.eye(2) * (1 + 1e-12), dim=2)),
+    ],
+    ids=["another function", "another closure", "another diffusivity", "nearly the same matrix"],
+)
+def test_another_program_is_refused(processes, tmp_path: Path) -> None:
+    x0 = np.zeros((3, processes[0].dim))
+    td.simulate(processes[0], x0, 0.1, 0.1, rng=0, checkpoint=tmp_path)
+    td.simulate(processes[0], x0, 0.1, 0.1, rng=0, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match=r"holds another run \(it differs in (code|diffusivity)\)"):
+        td.simulate(processes[1], x0, 0.1, 0.1, rng=0, checkpoint=tmp_path)
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+import thermodiff as td
+from user_dynamics import double_well
+
+def progress(done, tasks):
+    if done == 3 and sys.argv[2] == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    inner = td.drift(lambda x, t: (sum([-v for v in x]) + (lambda v: 0.5 * v)(t),))
+    x0 = 0.5 * np.random.default_rng(0).standard_normal((1566, 1))
+    path = td.simulate(td.Langevin(inner, dim=1), x0, 0.3, 0.02, rng=5, chunk=1, checkpoint=sys.argv[1], progress=progress)
+    print(path.states.tobytes().hex())
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_of_the_whole_program(tmp_path: Path) -> None:
+    """Started again it finds its own record, though functions inside functions have other addresses now."""
+    program = tmp_path / "program.py"
+    program.write_text(KILLED)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def run(directory: str, fate: str) -> subprocess.CompletedProcess:
+        arguments = [sys.executable, str(program), str(tmp_path / directory), fate]
+        return subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+
+    assert run("a", "die").returncode == -signal.SIGKILL
+    assert len(list((tmp_path / "a").glob("chunk-*.npz"))) == 3
+    again = run("a", "live")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == run("b", "live").stdout != ""
+
+
+def test_kill_9_of_a_worker(whole: td.Path) -> None:
+    deaths = []
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as executor:
+
+        def kill(done: int, tasks: int) -> None:
+            if done == 2:
+                deaths.append(next(iter(executor._processes)))
+                os.kill(deaths[0], signal.SIGKILL)
+                time.sleep(0.05)
+
+        same(td.simulate(WELL, X0, executor=executor, progress=kill, **GIVEN), whole)
+        assert len(deaths) == 1
+
+
+GROWTH = """
+import sys
+import numpy as np
+import thermodiff as td
+from user_dynamics import double_well
+
+def kilobytes(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
+
+reduce = td.Moments() if sys.argv[1] == "reduced" else None
+well = td.Langevin(double_well, (1.0,), 0.5, dim=1)
+td.simulate(well, np.zeros((300, 1)), 1.0, 0.01, rng=0, reduce=reduce)
+x0 = np.zeros((1_000_000, 1))
+x0[:] = 0.5
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak begins anew
+before = kilobytes("VmRSS")
+td.simulate(well, x0, 1.0, 0.01, rng=0, reduce=reduce)
+print((kilobytes("VmHWM") - before) * 1024 / (2 * x0.nbytes))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "low", "high"), [("states", 0.9, 3.0), ("reduced", -0.1, 0.9)])
+def test_growth_of_memory_in_units_of_the_states(what: str, low: float, high: float) -> None:
+    """10^6 paths and 100 steps, of which the last is kept, or nothing but statistics."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("reads /proc")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    found = subprocess.run([sys.executable, "-c", GROWTH, what], env=environment, capture_output=True, text=True, check=True)
+    assert low < float(found.stdout) < high

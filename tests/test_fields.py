@@ -1,0 +1,160 @@
+"""Drifts, potentials and diffusivities as objects: calls, parameters, compilation at first use, travel."""
+
+import math
+import multiprocessing
+import pickle
+import re
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pytest
+from user_dynamics import closure, double_well, swirl, warm
+
+import thermodiff as td
+from thermodiff import fields
+from thermodiff.fields import Diffusivity, Drift, FilledDrift, Potential, dimension
+
+
+def test_the_decorators_make_fields_and_leave_the_function() -> None:
+    @td.drift
+    def pulled(x, t, k):
+        """Pulled to the middle."""
+        return (-k * x[0],)
+
+    @td.drift(fills=True)
+    def filled(x, t, out, k):
+        out[0] = -k * x[0]
+
+    @td.potential
+    def energy(x, t):
+        return x[0] ** 2
+
+    @td.diffusivity
+    def level(x, t):
+        return (1.0 + x[0] ** 2,)
+
+    kinds = [(pulled, Drift), (filled, FilledDrift), (energy, Potential), (level, Diffusivity)]
+    assert [type(field) for field, _ in kinds] == [kind for _, kind in kinds]
+    assert (pulled.__name__, pulled.__doc__, pulled.parameters) == ("pulled", "Pulled to the middle.", ("k",))
+    assert filled.parameters == ("k",)
+    assert energy.parameters == ()
+    assert pulled((2.0,), 0.0, 3.0) == (-6.0,)
+    assert repr(pulled) == "Drift(pulled(x, t, k))"
+    x = np.array([[0.5], [-2.0]])
+    np.testing.assert_array_equal(pulled.at(x, 0.0, (3.0,)), -3.0 * x)
+    np.testing.assert_array_equal(filled.at(x, 0.0, (3.0,)), -3.0 * x)
+    np.testing.assert_array_equal(energy.at(x), -2.0 * x)
+    np.testing.assert_array_equal(level.at(x), np.hstack([1.0 + x**2, 2.0 * x]))
+
+
+def test_a_field_is_compiled_once_for_each_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(function, dim, parameters, kind):
+        calls.append((dim, parameters, kind))
+        return len(calls)
+
+    monkeypatch.setattr("thermodiff.kernels.user.lane_field", counted)
+    field = td.drift(lambda x, t, k: tuple(-k * v for v in x))
+    kernels = [field.kernel(dim, np.array([k])) for dim, k in ((1, 1.0), (2, 1.0), (1, 2.0), (2, 3.0))]
+    assert kernels == [1, 2, 1, 2]
+    assert calls == [(1, 1, "values"), (2, 1, "values")]
+
+
+def test_a_point_outside_the_domain_does_not_stop_the_compilation() -> None:
+    """The trial call is made near 0.1, where this has no value."""
+
+    @td.drift
+    def far(x, t):
+        return math.log(x[0] - 1.0), 1.0 / (x[1] - 0.11)
+
+    np.testing.assert_allclose(far.at([[3.0, 1.11]]), [[math.log(2.0), 1.0]], rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [((1, 2.5), [1.0, 2.5]), (np.array([1.0, 2.0]), [1.0, 2.0]), ([np.float32(0.5), np.int64(3)], [0.5, 3.0])],
+)
+def test_parameters_become_an_array(params, expected) -> None:
+    found = swirl.values_of(params)
+    assert found.dtype == np.float64
+    assert found.tolist() == expected
+    assert double_well.values_of(2.0).tolist() == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "message"),
+    [
+        ((1.0,), ValueError, "swirl takes 2 parameters (kappa, omega), got 1."),
+        ((), ValueError, "swirl takes 2 parameters (kappa, omega), got 0."),
+        ((1.0, 2.0, 3.0), ValueError, "swirl takes 2 parameters (kappa, omega), got 3."),
+        ((1.0, "a"), TypeError, "params[1] must be a number, got 'a'."),
+        ((1.0, True), TypeError, "params[1] must be a number, got True."),
+        ((1.0, None), TypeError, "params[1] must be a number, got None."),
+        ((1.0, 2j), TypeError, "params[1] must be a number, got 2j."),
+        ((math.inf, 2.0), ValueError, "params[0] must be finite, got inf."),
+        (None, TypeError, "params[0] must be a number, got None."),
+    ],
+)
+def test_parameters_that_are_refused(params, error, message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        swirl.values_of(params)
+
+
+def test_points_and_times_that_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"x must have shape \(n, d\), got \(2,\)"):
+        swirl.at([1.0, 2.0], 0.0, (1.0, 2.0))
+    with pytest.raises(ValueError, match="t must be finite"):
+        swirl.at([[1.0, 2.0]], math.nan, (1.0, 2.0))
+
+
+def test_a_field_of_a_module_travels_by_name() -> None:
+    for field in (swirl, warm):
+        assert pickle.loads(pickle.dumps(field)) is field
+    assert len(pickle.dumps(swirl)) < 200
+
+
+def test_other_fields_travel_by_value_and_arrive_once() -> None:
+    """A worker that meets the same field in each task compiles it once."""
+    for field in (closure(2.5), td.drift(lambda x, t: (x[0], 2.0)), td.potential(lambda x, t: x[0] * 2.5)):
+        content = pickle.dumps(field)
+        one, two = pickle.loads(content), pickle.loads(content)
+        assert one is two
+        assert one is not field
+        assert type(one) is type(field)
+        assert one((1.0, 0.0), 0.0) == field((1.0, 0.0), 0.0)
+    one, two = (pickle.loads(pickle.dumps(closure(shift))) for shift in (1.0, 2.0))
+    assert [field((0.0, 0.0), 0.0)[0] for field in (one, two)] == [1.0, 2.0]
+
+
+def test_a_field_works_in_another_process() -> None:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as executor:
+        found = executor.submit(closure(2.5).at, [[1.0, 0.0]]).result()
+    assert found.tolist() == [[1.5, 0.0]]
+
+
+def test_dimensions() -> None:
+    assert [dimension(value) for value in (1, np.int64(64))] == [1, 64]
+    for value, error, message in (
+        (0, ValueError, "dim must be at least 1, got 0"),
+        (65, ValueError, "dim must be at most 64, got 65"),
+        (2.0, TypeError, "dim must be an integer, got 2.0"),
+    ):
+        with pytest.raises(error, match=message):
+            dimension(value)
+
+
+def test_only_what_is_used_is_imported() -> None:
+    """Decorating compiles nothing and does not load numba."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, thermodiff as td\n"
+        "@td.drift\ndef f(x, t): return (-x[0],)\n"
+        "td.Langevin(f, dim=1)\n"
+        "print('numba' in sys.modules)"
+    )
+    environment = {"PYTHONPATH": ":".join([*sys.path, str(fields.__file__).rsplit("/", 2)[0]])}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"

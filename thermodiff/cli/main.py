@@ -105,6 +105,70 @@ def entropy(
     )
 
 
+@app.command()
+def validate(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Which cases; all of them unless given.", metavar="[NAMES]...", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Fixes every random number.")] = 0,
+    scale: Annotated[
+        float, typer.Option(help="Multiplies the samples and paths of each case; errors fall as one over its root.")
+    ] = 1.0,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the results to this file.", metavar="FILE.json", show_default=False)
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar, no table: the exit status tells.")] = False,
+) -> None:
+    """Measure systems whose entropy, heat and work are known exactly, and compare.
+
+    The exit status is 0 if every case lies within four standard errors of its exact value, else 1.
+
+    Examples
+    --------
+        thermodiff validate
+
+        thermodiff validate rotation-steady gyrator-heat --scale 10 --out checks.json
+    """
+    from thermodiff.cli.validate import run
+
+    if not run(names=names or [], seed=seed, scale=scale, out=out, quiet=quiet):
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    full: Annotated[
+        bool, typer.Option("--full", help="The published sizes and 9 runs of each way instead of 3: half an hour.")
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only this work: euler-1, euler-2, reverse, flow-rk4, flow-adaptive, entropy, cloud, threads, compile, "
+            "start or scaling. May be given several times.  [default: all]",
+            metavar="NAME",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for bench.json and bench.png.")] = Path("runs/bench"),
+    quiet: Annotated[bool, typer.Option("--quiet", help="No status line, no table.")] = False,
+) -> None:
+    """Time thermodiff beside NumPy, Numba, JAX, diffrax, Torch libraries and C, with the accuracy of each.
+
+    What is not installed is skipped. All run on two cores of a machine that should have nothing else to do; the quick
+    version takes about two minutes.
+
+    Examples
+    --------
+        thermodiff bench
+
+        thermodiff bench --full --only euler-1 --only reverse
+    """
+    from thermodiff.cli.bench import run
+
+    run(size="full" if full else "quick", only=only or [], out=out, quiet=quiet)
+
+
 def main() -> None:
     """Run the command; what a user can cause ends with one sentence and exit status 2."""
     try:

@@ -101,7 +101,8 @@ def simulate(
     rng : int, SeedSequence, Generator or None
         Fixes the noise: the normal of (path, step, coordinate) depends on nothing else.
     heat : bool
-        Also keep the heat given to the bath along each path, the integral of f . dx by the midpoint rule.
+        Also keep the heat given to the bath along each path, the integral of f . dx by the midpoint rule: of second order
+        for a force that is a gradient, of first order otherwise (it misses the area enclosed within a step).
     reduce : Reducer, optional
         Keep running statistics instead of the states, e.g. `Moments` or `Histogram`.
     out : path or array, optional

@@ -206,9 +206,8 @@ def test_names_carry_the_scale_where_it_is_not_one() -> None:
 
 
 def test_every_concrete_schedule_is_registered() -> None:
-    def leaves(cls: type) -> set[type]:
-        below = cls.__subclasses__()
-        return {cls} if not below else set().union(*map(leaves, below))
+    def family(cls: type) -> set[type]:
+        return {cls}.union(*map(family, cls.__subclasses__()))
 
-    concrete = {cls for cls in leaves(Schedule) if not inspect.isabstract(cls) and cls.__module__ == "thermodiff.schedules"}
+    concrete = {cls for cls in family(Schedule) if not inspect.isabstract(cls) and cls.__module__ == "thermodiff.schedules"}
     assert set(SCHEDULES.values()) == concrete

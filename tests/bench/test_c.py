@@ -41,3 +41,11 @@ def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     c.library.cache_clear()
     with pytest.raises(Absent, match="compiler failed"):
         c.library()
+
+
+@needs_compiler
+def test_loading_it_leaves_subnormal_numbers_alone() -> None:
+    """The start-up code that gcc links with -ffast-math would flush them to zero from here on."""
+    c.library.cache_clear()
+    c.library()
+    assert np.array([2.0**-1070])[0] * np.array([0.5])[0] == 2.0**-1071

@@ -107,7 +107,9 @@ def first_passage(
     size = (BLOCKS_PER_TASK if chunk is None else count("chunk", chunk)) * LANES
     parts = [slice(first, min(first + size, len(x0))) for first in range(0, len(x0), size)]
     pieces = list(in_order(run, len(parts), executor, inputs=lambda k: (parts[k].start // LANES, x0[parts[k]])))
-    times, sides, states = (np.concatenate([piece[k] for piece in pieces]) for k in range(3))
+    times = np.concatenate([piece[0] for piece in pieces])
+    sides = np.concatenate([piece[1] for piece in pieces])
+    states = np.concatenate([piece[2] for piece in pieces])
     if not np.all(np.isfinite(states)):
         lost = int(np.count_nonzero(~np.isfinite(states).all(axis=1)))
         raise DivergenceError(f"{lost} of {len(x0)} paths left the finite numbers; use a smaller dt.")

@@ -84,7 +84,7 @@ WINDOWS = [
 
 
 @pytest.mark.parametrize(("noise", "window"), WINDOWS, ids=lambda value: getattr(value, "name", ""))
-@pytest.mark.parametrize("data", [LINE, TILTED, CLOUD], ids=["line", "tilted", "cloud"])
+@pytest.mark.parametrize("data", [LINE, PLANE, TILTED, CLOUD], ids=["line", "plane", "tilted", "cloud"])
 def test_every_row_in_a_stated_window(data: td.Density, noise: td.Schedule, window) -> None:
     window = window or ((-8.0, 9.2) if data is not CLOUD else (-7.0, 5.0))
     ledger = td.account(Diffusion(data, noise), lam=window, rng=6, divergence="exact")
@@ -305,14 +305,23 @@ def test_an_overflow_is_named_as_such() -> None:
         td.account(Diffusion(td.Gaussian([1e100], std=1e100), td.VP()), nodes=4, samples=100, rng=0)
 
 
-@pytest.mark.slow
-def test_errors_hold_for_a_thin_overlap() -> None:
-    """Two needles under VE: with a leverage of 0.2 and a ridge of 1e-4 the RMS z was 1.43, the largest 7.7."""
+def thin_overlap() -> np.ndarray:
+    """z over 100 seeds for two needles under VE, where everything rests on a thin overlap."""
     system = Diffusion(td.GaussianMixture([[1.0], [-1.0]], stds=[0.01, 0.01]), td.VE())
     truth = td.oracle(system, lam=(-6.0, 12.0))
-    z = [z_of(td.account(system, lam=(-6.0, 12.0), rng=seed).total("total"), truth.value) for seed in range(100)]
-    assert np.sqrt(np.mean(np.square(z))) < 1.3
-    assert np.abs(z).max() < 6.0
+    return np.array([z_of(td.account(system, lam=(-6.0, 12.0), rng=k).total("total"), truth.value) for k in range(100)])
+
+
+@pytest.mark.slow
+def test_errors_hold_for_a_thin_overlap() -> None:
+    """With a leverage of 0.2 on few samples of a fit, the RMS z was 1.43."""
+    assert 0.7 < np.sqrt(np.mean(thin_overlap() ** 2)) < 1.3
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="known limit: the largest |z| of 100 seeds is 4.8 (decision 3)")
+def test_no_outlier_for_a_thin_overlap() -> None:
+    assert np.abs(thin_overlap()).max() < 4.0
 
 
 @pytest.mark.parametrize(

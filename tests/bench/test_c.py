@@ -29,23 +29,23 @@ def test_another_key_gives_other_states() -> None:
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(c.shutil, "which", lambda name: None)
-    c.library.cache_clear()
+    c.program.cache_clear()
     with pytest.raises(Absent, match="no C compiler"):
-        c.library()
+        c.program()
 
 
 @pytest.mark.skipif(shutil.which("false") is None, reason="no program that fails")
 def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     fails = shutil.which("false")
     monkeypatch.setattr(c.shutil, "which", lambda name: fails)
-    c.library.cache_clear()
+    c.program.cache_clear()
     with pytest.raises(Absent, match="compiler failed"):
-        c.library()
+        c.program()
 
 
 @needs_compiler
 def test_loading_it_leaves_subnormal_numbers_alone() -> None:
     """The start-up code that gcc links with -ffast-math would flush them to zero from here on."""
-    c.library.cache_clear()
-    c.library()
+    c.program.cache_clear()
+    c.program()
     assert np.array([2.0**-1070])[0] * np.array([0.5])[0] == 2.0**-1071

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from thermodiff.bench import fresh, timing
@@ -36,3 +38,8 @@ def test_the_codes_are_python(code: str) -> None:
 
 def test_new_parameters_compile_nothing() -> None:
     assert fresh.Fresh(fresh.NEW_PARAMETERS, inside=True)() < 0.1
+
+
+@pytest.mark.skipif(shutil.which("cc") is None and shutil.which("gcc") is None, reason="no C compiler")
+def test_the_compiler_is_timed_in_its_own_process() -> None:
+    assert 0.0 < fresh.Fresh(fresh.C, inside=True)() < 60.0

@@ -52,9 +52,10 @@ def test_reverse(module: str) -> None:
 
 
 def test_azula() -> None:
-    """Another rule: against the truth, with the step error that it has."""
-    verdict = MIXTURE.judge(result("azula_", "reverse", MIXTURE))
-    assert abs(verdict.deviation) < 4.0 * verdict.error + 0.1
+    """Another rule, 10 % low in 80 steps: against the truth, with steps so many that its step error is below the noise."""
+    problem = Mixture(MIXTURE.paths, 1600)
+    verdict = problem.judge(result("azula_", "reverse", problem))
+    assert abs(verdict.deviation) < 4.0 * verdict.error
 
 
 @pytest.mark.parametrize(("module", "work"), [("jax_", "flow"), ("torchdiffeq_", "flow_rk4")])
@@ -70,7 +71,7 @@ def test_fixed_steps(module: str, work: str) -> None:
 def test_adaptive_steps(module: str, work: str) -> None:
     problem = Mixture(200, 1)
     verdict = problem.judge_flow(result(module, work, problem))
-    assert verdict.deviation < 1e-3
+    assert verdict.deviation < 5e-5
 
 
 @pytest.mark.parametrize("module", ["numpy_", "jax_"])

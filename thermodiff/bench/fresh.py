@@ -77,9 +77,9 @@ print(time.perf_counter() - begin)
 
 C = """
 import time
-from thermodiff.bench.rivals.c import library
+from thermodiff.bench.rivals.c import program
 begin = time.perf_counter()
-library()
+program()
 print(time.perf_counter() - begin)
 """
 

@@ -96,8 +96,7 @@ def simulate(
     method : {"euler", "heun", "milstein", "weak2", "rk4", "exact"}, optional
         Euler-Maruyama by default, "rk4" without noise, "exact" (no step error) for a `Linear` process.  Strong and weak
         order: euler 1/2 and 1 (1 and 1 where D does not depend on the state), heun 1 and 1 (weak 2 where D does not depend
-        on the state), milstein 1 and 1, weak2 weak 2; the last two need
-        D_i to depend on x_i only.
+        on the state), milstein 1 and 1, weak2 weak 2; the last two need D_i to depend on x_i only.
     rng : int, SeedSequence, Generator or None
         Fixes the noise: the normal of (path, step, coordinate) depends on nothing else.
     heat : bool
@@ -130,6 +129,8 @@ def simulate(
         raise TypeError(f"simulate: it needs a Langevin process, got {type(process).__name__}.")
     x0, grid = points("x0", x0, process.dim), Grid.of(times, dt)
     rule = _method(process, method)
+    if heat and rule == "exact":
+        raise ValueError('heat=True needs the steps of a path; pass method="heun".')
     choice("on_divergence", on_divergence, ("raise", "mark"))
     if reduce is not None and (isinstance(reduce, type) or not isinstance(reduce, Reducer)):
         raise TypeError(f"reduce must have the methods of, merge and result, got {type(reduce).__name__}; pass Moments().")
@@ -139,8 +140,6 @@ def simulate(
     if checkpoint is not None:
         saved = Checkpoint(FilePath(checkpoint), _description(process, x0, grid, rule, heat, per_task, reduce), rng, key)
         key = saved.key
-    if heat and rule == "exact":
-        raise ValueError('heat=True needs the steps of a path; pass method="heun".')
     mix = process.mix(grid.middles if callable(process.diffusivity) else grid.times[:1])
     run = _Run(process, grid, mix, key, RULES[rule], heat, reduce)
     if rule != "exact":

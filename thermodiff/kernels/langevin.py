@@ -34,6 +34,7 @@ from thermodiff.kernels.jit import (
     vector,
     words,
 )
+from thermodiff.kernels.march import rk4
 from thermodiff.kernels.philox import PATH, fill_rows
 
 EULER, HEUN, MILSTEIN, WEAK2, RK4 = range(5)
@@ -86,31 +87,6 @@ def _heun(field, x, rows, params, h, kick, work):
         target, one, two, noise = x[i], work[0, i], work[2, i], kick[i]
         for lane in range(LANES):
             target[lane] += 0.5 * h * (one[lane] + two[lane]) + noise[lane]
-
-
-@inline
-def _shifted(x, h, slope, out):
-    """X + h slope."""
-    for i in range(x.shape[0]):
-        source, change, target = x[i], slope[i], out[i]
-        for lane in range(LANES):
-            target[lane] = source[lane] + h * change[lane]
-
-
-@subroutine
-def _rk4(field, x, rows, params, h, work):
-    """Classical Runge-Kutta."""
-    field(x, rows[0], params, work[0])
-    _shifted(x, 0.5 * h, work[0], work[4])
-    field(work[4], rows[1], params, work[1])
-    _shifted(x, 0.5 * h, work[1], work[4])
-    field(work[4], rows[1], params, work[2])
-    _shifted(x, h, work[2], work[4])
-    field(work[4], rows[2], params, work[3])
-    for i in range(x.shape[0]):
-        target, k1, k2, k3, k4 = x[i], work[0, i], work[1, i], work[2, i], work[3, i]
-        for lane in range(LANES):
-            target[lane] += h / 6.0 * (k1[lane] + 2.0 * (k2[lane] + k3[lane]) + k4[lane])
 
 
 @inline
@@ -331,7 +307,7 @@ def langevin(
                         order = 1.0 if rule == MILSTEIN else 0.0
                         _milstein(field, noise, x, rows, params, noise_params, h, twist, z, order, work, spread)
                 elif rule == RK4:
-                    _rk4(field, x, rows, params, h, work)
+                    rk4(field, x, rows, params, h, work)
                 elif rule == EULER:
                     _euler(field, x, rows, params, h, kick, work)
                 else:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from thermodiff.kernels.jit import LANES, field_pointer, inline, integers, kernel, matrix, tensor, vector, words
+from thermodiff.kernels.jit import LANES, field_pointer, inline, integers, kernel, matrix, subroutine, tensor, vector, words
 from thermodiff.kernels.philox import PATH, fill_rows
 
 EULER, HEUN, RK4 = range(3)
@@ -58,8 +58,8 @@ def _heun(field, x, rows, params, h, amplitude, z, work):
             target[lane] += 0.5 * h * (first[lane] + second[lane]) + amplitude * kick[lane]
 
 
-@inline
-def _rk4(field, x, rows, params, h, work):
+@subroutine
+def rk4(field, x, rows, params, h, work):
     """Classical Runge-Kutta."""
     field(x, rows[0], params, work[0])
     _axpy(x, 0.5 * h, work[0], work[4])
@@ -97,7 +97,7 @@ def march(field, params, key, rule, first, last, rows, steps, amplitudes, slots,
             elif rule == HEUN:
                 _heun(field, x, rows[k], params, steps[k], amplitudes[k], z, work)
             else:
-                _rk4(field, x, rows[k], params, steps[k], work)
+                rk4(field, x, rows[k], params, steps[k], work)
             if slots[k] >= 0:
                 states[slots[k], :, offset : offset + LANES] = x
 

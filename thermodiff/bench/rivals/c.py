@@ -21,7 +21,7 @@ FLAGS = ("-O3", "-march=native", "-ffast-math")
 
 
 @cache
-def library() -> Any:
+def program() -> Any:
     """The compiled program.
 
     Raises
@@ -55,7 +55,7 @@ def library() -> Any:
 
 def double_well(problem: DoubleWell) -> Callable[[], FloatArray]:
     """Final states, (n,): those of thermodiff for the same key, to rounding."""
-    run, (k0, k1) = library().euler_double_well, problem.key
+    run, (k0, k1) = program().euler_double_well, problem.key
 
     def work() -> FloatArray:
         x = np.full(problem.paths, problem.start)

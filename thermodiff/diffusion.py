@@ -14,7 +14,7 @@ from thermodiff._tasks import workspace
 from thermodiff.accounting import Estimate
 from thermodiff.accounting.moments import Plan
 from thermodiff.accounting.nodes import fine
-from thermodiff.accounting.quadrature import Widths
+from thermodiff.accounting.quadrature import Scales
 from thermodiff.densities import Density, Samples
 from thermodiff.kernels.controls import adjust
 from thermodiff.kernels.integrands import GRAM, gram, integrate
@@ -63,9 +63,9 @@ class Diffusion:
         return self.data.conditional_moment(alpha, sigma)
 
     @property
-    def widths(self) -> Widths:
-        """Reference Gaussians for the quadrature error."""
-        return self.data.widths
+    def scales(self) -> Scales:
+        """What the quadrature error rests on."""
+        return self.data.scales
 
     @property
     def clusters(self) -> None:

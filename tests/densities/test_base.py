@@ -39,13 +39,40 @@ def test_conditional_moment_is_the_mean_square_of_the_component_score(name: str)
 
 
 @each
-def test_widths_describe_the_whole_and_the_components(name: str) -> None:
-    law = LAWS[name]
-    (one, spectrum), (weights, eigenvalues) = law.widths
+def test_scales_describe_the_whole_and_the_components(name: str) -> None:
+    law, part = LAWS[name], LAWS[name].parts()
+    (one, spectrum), (weights, eigenvalues), pairs = law.scales
     np.testing.assert_array_equal(one, [1.0])
     np.testing.assert_allclose(np.sort(spectrum[0]), np.linalg.eigvalsh(law.covariance()), rtol=1e-10, atol=1e-14)
     assert weights.sum() == pytest.approx(1.0, rel=1e-14)
     assert eigenvalues.shape == (weights.size, law.dim)
+    assert weights @ eigenvalues.sum(axis=1) == pytest.approx(
+        part.weights @ np.broadcast_to(part.variances, part.means.shape).sum(axis=1)
+    )
+    # All pairs together hold the entropy of the choice of a component.
+    choice = -float(np.sum(part.weights * np.log(part.weights)))
+    assert pairs.weights.sum() * np.log(2.0) == pytest.approx(choice, abs=1e-14)
+
+
+def test_pairs_lie_along_the_line_between_components() -> None:
+    apart = np.array([2.0, 0.5])
+    along = [
+        apart @ np.array(cov) @ apart / (apart @ apart) for cov in ([[1.0, 0.6], [0.6, 0.5]], [[0.2, -0.1], [-0.1, 0.9]])
+    ]
+    pairs = FULL.scales.pairs
+    assert pairs.signals == pytest.approx([apart @ apart / 4.0])
+    assert pairs.variances == pytest.approx([np.mean(along)], rel=1e-12)
+
+
+def test_pairs_are_of_the_heaviest_components() -> None:
+    weights = np.linspace(1.0, 3.0, 40)
+    law = GaussianMixture(np.arange(40.0)[:, None], stds=[0.1] * 40, weights=weights / weights.sum())
+    assert law.scales.pairs.weights.size == 120
+    assert np.max(law.scales.pairs.signals) == 0.25 * 15**2
+
+
+def test_coincident_components_make_no_pair() -> None:
+    assert GaussianMixture([[0.0], [0.0]], stds=[0.1, 1.0]).scales.pairs.weights.size == 0
 
 
 def test_parts_rebuild_the_covariances() -> None:

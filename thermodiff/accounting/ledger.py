@@ -37,6 +37,10 @@ class Ledger:
         Edges of the log-SNR window; every entropy refers to it.
     key : tuple of int
         The random key.  Equal keys, nodes and schedules mean equal draws.
+    quadrature : dict of str to float
+        What the nodes may be off, included in the errors; nats.
+    corrections : dict of str to float
+        What was added to the integrals of the rates over the nodes, for error of the nodes that is known; nats.
     about : dict
         Data, schedule and score of the run.
     fixed : dict of str to Estimate
@@ -55,6 +59,7 @@ class Ledger:
     about: dict[str, Any]
     clusters: int | None = None
     quadrature: dict[str, float] = field(default_factory=dict)
+    corrections: dict[str, float] = field(default_factory=dict)
     fixed: dict[str, Estimate] = field(default_factory=dict)
     check: Callable[[], Estimate] | Estimate | None = None
 
@@ -133,6 +138,7 @@ class Ledger:
             "rates": {row: values.tolist() for row, values in self.rates.items()},
             "rate_errors": {row: values.tolist() for row, values in self.rate_errors.items()},
             "quadrature": self.quadrature,
+            "corrections": self.corrections,
             "fixed": {row: estimate.to_dict() for row, estimate in self.fixed.items()},
         }
 
@@ -182,6 +188,7 @@ class Ledger:
             about=dict(record["about"]),
             clusters=record["clusters"],
             quadrature=dict(record["quadrature"]),
+            corrections=dict(record["corrections"]),
             fixed={row: Estimate(**estimate) for row, estimate in record["fixed"].items()},
             check=None if oracle is None else Estimate(**oracle),
         )

@@ -17,7 +17,7 @@ from thermodiff.accounting.estimate import Estimate
 from thermodiff.accounting.ledger import Ledger
 from thermodiff.accounting.moments import Plan, Scalars
 from thermodiff.accounting.nodes import gauss_legendre
-from thermodiff.accounting.quadrature import Widths, quadrature_errors
+from thermodiff.accounting.quadrature import Scales, quadrature_errors
 from thermodiff.schedules import Row, Schedule
 
 FloatArray = npt.NDArray[np.float64]
@@ -47,7 +47,7 @@ class Source(Protocol):
         ...
 
     @property
-    def widths(self) -> Widths: ...
+    def scales(self) -> Scales | None: ...
     @property
     def clusters(self) -> int | None: ...
     @property
@@ -130,7 +130,8 @@ def account(
 
     Notes
     -----
-    Errors cover sampling, quadrature, round-off and, in the default window, what lies beyond it.  They rest on the samples
+    Errors cover sampling, quadrature, round-off and, in the default window, what lies beyond it.  The known part of the
+    quadrature error is taken off (`Ledger.corrections`).  They rest on the samples
     seen: a far-off component that is expected in fewer than some ten of them can make errors too small.
 
     Raises
@@ -168,7 +169,7 @@ def account(
             progress(here.stop, nodes)
     integrals, rates, rate_errors = _rows(plan, sums, means.T, errors.T, weights, moments.known_medium(scalars))
     open_ended = lam is None and (times is None or times[0] == 0.0)
-    quadrature = _quadrature(source, window, node_lam, weights, integrals, open_ended)
+    quadrature, corrections = _correct_quadrature(source, window, node_lam, weights, integrals, open_ended)
     ledger = Ledger(
         samples=integrals,
         rates=rates,
@@ -182,6 +183,7 @@ def account(
         about=source.about,
         clusters=source.clusters,
         quadrature=quadrature,
+        corrections=corrections,
         check=source.check(window, key),
     )
     ledger.fixed.update(source.fixed_rows(window, ledger.total("total") if "total" in integrals else None))
@@ -255,22 +257,30 @@ def _not_finite(gram: FloatArray, row: Row) -> NoReturn:
     )
 
 
-def _quadrature(
+def _correct_quadrature(
     source: Source,
     window: tuple[float, float],
     lam: FloatArray,
     weights: FloatArray,
     integrals: dict[str, FloatArray],
     open_ended: bool,
-) -> dict[str, float]:
-    """Deterministic error of each row; that of the total stands for learned rows, in proportion to their size."""
-    moment = source.second_moment
-    if moment is None or not source.widths or "total" not in integrals:
-        return {}
-    errors = quadrature_errors(source.noise, window, lam, weights, moment, source.widths, open_ended=open_ended)
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Correct ``integrals`` by the known part of the error of the nodes; by row, the part left and the correction made.
+
+    Learned rows share both with the total, in proportion to their size.
+    """
+    moment, scales = source.second_moment, source.scales
+    if moment is None or scales is None or "total" not in integrals:
+        return {}, {}
+    found = quadrature_errors(source.noise, window, lam, weights, moment, scales, open_ended=open_ended)
     total = float(np.mean(integrals["total"]))
-    for name in {"neural", "mismatch"} & set(integrals):
-        errors[name] = errors["total"] * abs(float(np.mean(integrals[name])) / total) if total else 0.0
+    errors = {row: left for row, (_, left) in found.items()}
+    corrections = {row: -excess for row, (excess, _) in found.items()}
+    for row in {"neural", "mismatch"} & set(integrals):
+        share = float(np.mean(integrals[row])) / total if total else 0.0
+        errors[row], corrections[row] = abs(share) * errors["total"], share * corrections["total"]
+    for row, correction in corrections.items():
+        integrals[row] = integrals[row] + correction
     # A network answers in its own precision; in a paired difference that may be all there is.
     errors["neural - total"] = source.precision * abs(total)
-    return errors
+    return errors, corrections

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from thermodiff._check import finite_number, points
 from thermodiff.accounting import Estimate
-from thermodiff.accounting.quadrature import Widths
+from thermodiff.accounting.quadrature import Gaussians, Pairs, Scales
 from thermodiff.densities.entropy import Part, smoothed_entropy
 from thermodiff.kernels.integrands import draws
 from thermodiff.kernels.jit import LANES
@@ -35,6 +35,29 @@ class Law:
 
 RARE = 0.01
 """Weight below which a component gets no control variates of its own."""
+
+
+MOST_PAIRED = 16
+"""Components that are taken two by two for the quadrature error, the heaviest first."""
+
+
+def _pairs(part: Part) -> Pairs:
+    """Pairs of components with weights in proportion to both, together the entropy of the choice among all."""
+    heaviest = np.argsort(-part.weights, kind="stable")[:MOST_PAIRED]
+    one, two = (heaviest[side] for side in np.triu_indices(heaviest.size, 1))
+    apart = part.means[one] - part.means[two]
+    square = np.sum(apart**2, axis=1)
+    one, two, apart, square = (entry[square > 0.0] for entry in (one, two, apart, square))
+    both = part.weights[one] * part.weights[two]
+    choice = -float(np.sum(part.weights * np.log(part.weights))) / np.log(2.0)
+    along = [_variance_along(part, k, apart) / square for k in (one, two)]
+    return Pairs(both * choice / both.sum() if both.size else both, 0.25 * square, 0.5 * (along[0] + along[1]))
+
+
+def _variance_along(part: Part, k: npt.NDArray[np.intp], apart: FloatArray) -> FloatArray:
+    """apart . covariance . apart for component ``k[i]`` and row i of ``apart``."""
+    turned = apart if part.axes is None else np.einsum("pij,pj->pi", part.axes[k], apart)
+    return np.sum(part.variances[k] * turned**2, axis=1)
 
 
 class Density(ABC):
@@ -95,12 +118,16 @@ class Density(ABC):
         return ratio.sum(axis=-1) @ part.weights
 
     @property
-    def widths(self) -> Widths:
-        """Reference Gaussians: the one with the same moments, and the components."""
+    def scales(self) -> Scales:
+        """What the quadrature error rests on: the Gaussian of the same moments, the components, pairs of these."""
         spectrum = np.maximum(np.linalg.eigvalsh(self.covariance()), 0.0)
         part = self.parts()
-        variances = np.broadcast_to(part.variances, (part.weights.size, self.dim))
-        return [(np.ones(1), spectrum[None, :]), (part.weights, variances)]
+        # Components without width are all alike: one stands for all.
+        distinct = slice(None) if np.any(part.variances) else slice(1)
+        weights = part.weights[distinct]
+        variances = np.broadcast_to(part.variances, part.means.shape)[distinct]
+        parts = Gaussians(weights / weights.sum(), variances)
+        return Scales(Gaussians(np.ones(1), spectrum[None, :]), parts, _pairs(part))
 
     def draw(
         self, key: npt.NDArray[np.uint32], node: int, alpha: float, sigma: float, samples: int

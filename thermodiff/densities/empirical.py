@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from thermodiff._check import count
 from thermodiff._check import points as check_points
-from thermodiff.accounting.quadrature import Widths
 from thermodiff.densities.base import Density, Law
 from thermodiff.densities.entropy import Part
 from thermodiff.kernels import clouds, integrands, philox
@@ -51,12 +50,6 @@ class PointCloud(Density):
     def parts(self) -> Part:
         n = self.points.shape[0]
         return Part(np.full(n, 1.0 / n), self.points, np.zeros((n, 1)), None)
-
-    @property
-    def widths(self) -> Widths:
-        # All components have no width: one stands for all.
-        spectrum = np.maximum(np.linalg.eigvalsh(self.covariance()), 0.0)
-        return [(np.ones(1), spectrum[None, :]), (np.ones(1), np.zeros((1, self.dim)))]
 
     def mean(self) -> FloatArray:
         return self.points.mean(axis=0)

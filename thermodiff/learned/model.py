@@ -16,7 +16,7 @@ from thermodiff._tasks import workspace
 from thermodiff.accounting import Estimate
 from thermodiff.accounting.ledger import standard_error
 from thermodiff.accounting.moments import Plan
-from thermodiff.accounting.quadrature import Widths
+from thermodiff.accounting.quadrature import Scales
 from thermodiff.densities import Density, Samples
 from thermodiff.densities.empirical import probes
 from thermodiff.diffusion import Diffusion, accounting_window, noise_kl
@@ -80,9 +80,9 @@ class LearnedDiffusion:
         return self.data.second_moment if isinstance(self.data, Density) else None
 
     @property
-    def widths(self) -> Widths:
-        """Reference Gaussians for the quadrature error."""
-        return self.data.widths if isinstance(self.data, Density) else []
+    def scales(self) -> Scales | None:
+        """What the quadrature error rests on, where the law of the data is known."""
+        return self.data.scales if isinstance(self.data, Density) else None
 
     @property
     def clusters(self) -> int | None:

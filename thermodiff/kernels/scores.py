@@ -179,51 +179,116 @@ def finish(x, a, c, excess, extra, out):
             target[lane] = a * source[lane] + c * target[lane]
 
 
+SLOPE, FIRST, SECOND = range(1, 4)
+"""Rows of the sums over components: of the weights (row 0), of weights / variance, and of these times two means."""
+
+
 @inline
-def _weigh_means(logits, top, alpha, variances, sigma2, means, total, slope, out):
-    """Sums over the components: weights, weights / variance, and weights / variance times the means."""
+def _tabulate(alpha, sigma2, logw, variances, means):
+    """What the sweeps need of each component: its constant, -1 / (2 variance), and its centre; (K, 2 + d)."""
     count, dim = means.shape
-    for lane in range(LANES):
-        total[lane], slope[lane] = 0.0, 0.0
-    for i in range(dim):
-        target = out[i]
-        for lane in range(LANES):
-            target[lane] = 0.0
+    table = np.empty((count, 2 + dim))
     for k in range(count):
-        logit, inverse = logits[k], 1.0 / (alpha * alpha * variances[k] + sigma2)
+        v = alpha * alpha * variances[k] + sigma2
+        table[k, 0], table[k, 1] = logw[k] - 0.5 * dim * np.log(v), -0.5 / v
+        for c in range(dim):
+            table[k, 2 + c] = alpha * means[k, c]
+    return table
+
+
+@inline
+def _logit_pair(x, first, second, one, two, top):
+    """`_isotropic_logits` of two components with lines ``first`` and ``second`` of the table."""
+    c1, h1, a1, b1 = first[0], first[1], first[2], first[3]
+    c2, h2, a2, b2 = second[0], second[1], second[2], second[3]
+    left, right = x[0], x[1]
+    for lane in range(LANES):
+        u, v = left[lane] - a1, right[lane] - b1
+        one[lane] = c1 + h1 * (u * u + v * v)
+        u, v = left[lane] - a2, right[lane] - b2
+        two[lane] = c2 + h2 * (u * u + v * v)
+    for c in range(2, x.shape[0]):
+        row, a1, a2 = x[c], first[2 + c], second[2 + c]
         for lane in range(LANES):
-            value = exp_weight(logit[lane] - top[lane])
-            total[lane] += value
-            value *= inverse
-            slope[lane] += value
-            logit[lane] = value
-        if dim % 2 == 1:
-            one, first = out[0], alpha * means[k, 0]
-            for lane in range(LANES):
-                one[lane] += logit[lane] * first
-        for i in range(dim % 2, dim, 2):
-            one, two, first, second = out[i], out[i + 1], alpha * means[k, i], alpha * means[k, i + 1]
-            for lane in range(LANES):
-                one[lane] += logit[lane] * first
-                two[lane] += logit[lane] * second
+            u, v = row[lane] - a1, row[lane] - a2
+            one[lane] += h1 * (u * u)
+            two[lane] += h2 * (v * v)
+    for lane in range(LANES):
+        high = one[lane] if one[lane] > two[lane] else two[lane]
+        top[lane] = high if high > top[lane] else top[lane]
+
+
+@inline
+def _weigh_pair(first, second, one, two, top, sums, out):
+    """Add two components to the sums; their logits become weights / variance."""
+    i1, a1, b1 = -2.0 * first[1], first[2], first[3]
+    i2, a2, b2 = -2.0 * second[1], second[2], second[3]
+    for lane in range(LANES):
+        p, q = exp_weight(one[lane] - top[lane]), exp_weight(two[lane] - top[lane])
+        sums[lane] += p + q
+        p *= i1
+        q *= i2
+        one[lane], two[lane] = p, q
+        sums[SLOPE * LANES + lane] += p + q
+        sums[FIRST * LANES + lane] += p * a1 + q * a2
+        sums[SECOND * LANES + lane] += p * b1 + q * b2
+    for c in range(2, out.shape[0]):
+        target, a1, a2 = out[c], first[2 + c], second[2 + c]
+        for lane in range(LANES):
+            target[lane] += one[lane] * a1 + two[lane] * a2
+
+
+@inline
+def _weigh_one(line, logit, top, sums, out):
+    """Add the last component of an odd number, or any in d = 1."""
+    dim, inverse, first = out.shape[0], -2.0 * line[1], line[2]
+    second = line[3] if dim > 1 else 0.0
+    for lane in range(LANES):
+        p = exp_weight(logit[lane] - top[lane])
+        sums[lane] += p
+        p *= inverse
+        logit[lane] = p
+        sums[SLOPE * LANES + lane] += p
+        sums[FIRST * LANES + lane] += p * first
+        sums[SECOND * LANES + lane] += p * second
+    for c in range(2, dim):
+        target, centre = out[c], line[2 + c]
+        for lane in range(LANES):
+            target[lane] += logit[lane] * centre
 
 
 @inline
 def _isotropic_score_alone(x, alpha, sigma2, a, c, logw, variances, means, out):
-    """The score without divergence, density or component rows: two sweeps for each component."""
+    """The score without divergence, density or component rows; components are taken two at a time, to save traffic."""
     count, dim = means.shape
-    logits = np.empty((count, LANES))
-    top, total, slope = np.full(LANES, -np.inf), np.empty(LANES), np.empty(LANES)
-    for k in range(count):
-        _isotropic_logits(x, alpha, alpha * alpha * variances[k] + sigma2, logw[k], means[k], logits[k], top)
-    _weigh_means(logits, top, alpha, variances, sigma2, means, total, slope, out)
+    table = _tabulate(alpha, sigma2, logw, variances, means)
+    # The sums are one array with rows a fixed distance apart: LLVM need not check that they do not overlap.
+    logits, top, sums = np.empty((count, LANES)), np.full(LANES, -np.inf), np.zeros(4 * LANES)
+    paired = count - count % 2 if dim > 1 else 0
+    for k in range(0, paired, 2):
+        _logit_pair(x, table[k], table[k + 1], logits[k], logits[k + 1], top)
+    for k in range(paired, count):
+        _isotropic_logits(x, alpha, -0.5 / table[k, 1], logw[k], means[k], logits[k], top)
+    for i in range(2, dim):
+        target = out[i]
+        for lane in range(LANES):
+            target[lane] = 0.0
+    for k in range(0, paired, 2):
+        _weigh_pair(table[k], table[k + 1], logits[k], logits[k + 1], top, sums, out)
+    for k in range(paired, count):
+        _weigh_one(table[k], logits[k], top, sums, out)
+    # slope x + scale (sum of weights / variance times means), with the factors in place of the first two sums.
     for lane in range(LANES):
-        total[lane] = c / total[lane]
-        slope[lane] = a - slope[lane] * total[lane]
+        scale = c / sums[lane]
+        sums[lane] = scale
+        sums[SLOPE * LANES + lane] = a - scale * sums[SLOPE * LANES + lane]
     for i in range(dim):
         source, target = x[i], out[i]
+        if i < 2:
+            for lane in range(LANES):
+                target[lane] = sums[(FIRST + i) * LANES + lane]
         for lane in range(LANES):
-            target[lane] = slope[lane] * source[lane] + total[lane] * target[lane]
+            target[lane] = sums[SLOPE * LANES + lane] * source[lane] + sums[lane] * target[lane]
 
 
 @kernel(field_signature)

@@ -83,3 +83,28 @@ def test_labels() -> None:
 def test_refusals(call, error, message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("sigma", [0.3, 1.5, 30.0])
+@pytest.mark.parametrize("n", [1, 700])
+def test_products_and_differences_give_the_same_score(sigma: float, n: int, monkeypatch) -> None:
+    """In d = 40 by matrix products, 600 queries in three pieces; against the kernel that forms differences."""
+    rng = np.random.default_rng(3)
+    points = rng.normal(size=(n, 40))
+    x = 0.8 * points[rng.integers(n, size=600)] + sigma * rng.normal(size=(600, 40))
+    cloud = PointCloud(points)
+    called = []
+    original = PointCloud._score_by_products
+    monkeypatch.setattr(PointCloud, "_score_by_products", lambda *args: called.append(1) or original(*args))
+    found = cloud.score(x, alpha=0.8, sigma=sigma)
+    assert called
+    expected = super(PointCloud, cloud).score(x, alpha=0.8, sigma=sigma)
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10 * np.abs(expected).max())
+
+
+def test_fine_noise_is_left_to_differences(monkeypatch) -> None:
+    """Where |x|^2 / sigma^2 is 1e14, products would know nothing of the distance."""
+    monkeypatch.setattr(PointCloud, "_score_by_products", None)
+    points = np.random.default_rng(4).normal(size=(5, 20))
+    score = PointCloud(points).score(points + 1e-7, sigma=1e-6)
+    np.testing.assert_allclose(score, np.full((5, 20), -1e5), rtol=1e-8)

@@ -51,6 +51,35 @@ class PointCloud(Density):
         n = self.points.shape[0]
         return Part(np.full(n, 1.0 / n), self.points, np.zeros((n, 1)), None)
 
+    def score(self, x: npt.ArrayLike, *, alpha: float = 1.0, sigma: float = 0.0) -> FloatArray:
+        self._require_kernel(alpha, sigma, "score")
+        x = check_points("x", x, self.dim)
+        square = float(np.max(np.abs(x)) * np.max(np.abs(self.points)) * alpha) * self.dim
+        if self.dim < WIDE or not square * np.finfo(np.float64).eps < PRECISE * sigma**2:
+            return super().score(x, alpha=alpha, sigma=sigma)
+        return self._score_by_products(x, alpha, sigma**2)
+
+    def _score_by_products(self, x: FloatArray, alpha: float, variance: float) -> FloatArray:
+        """|x - alpha p|^2 = |x|^2 - 2 alpha (x.p - alpha |p|^2 / 2), the sums over points as matrix products."""
+        shifts = 0.5 * alpha * np.einsum("nd,nd->n", self.points, self.points)
+        result, totals = np.empty_like(x), np.empty(QUERIES)
+        products = np.empty((min(QUERIES, len(x)), len(self.points)))
+        for first in range(0, len(x), QUERIES):
+            part = x[first : first + QUERIES]
+            held, out = products[: len(part)], result[first : first + QUERIES]
+            np.matmul(part, self.points.T, out=held)
+            clouds.soften(held, shifts, alpha / variance, totals)
+            near = np.flatnonzero(held.max(axis=0) > clouds.NEGLIGIBLE)
+            if 2 * near.size < len(self.points):
+                # Fine noise sees few of the points, and the others add nothing to a float64.
+                np.matmul(held[:, near], self.points[near], out=out)
+            else:
+                np.matmul(held, self.points, out=out)
+            out *= (alpha / totals[: len(part)])[:, None]
+            out -= part
+            out /= variance
+        return result
+
     def mean(self) -> FloatArray:
         return self.points.mean(axis=0)
 
@@ -60,6 +89,14 @@ class PointCloud(Density):
 
     def sample(self, n: int, rng: Any = None) -> FloatArray:
         return self.points[np.random.default_rng(rng).integers(self.points.shape[0], size=count("n", n))]
+
+
+QUERIES = 256
+"""Whose products with all points are held at a time."""
+WIDE = 16
+"""Dimension from which matrix products beat the kernel."""
+PRECISE = 1e-11
+"""What rounding may change in a log weight; where products would lose more, the kernel forms differences."""
 
 
 class Samples:
@@ -103,26 +140,36 @@ class Samples:
         return self.points[np.random.default_rng(rng).integers(self.points.shape[0], size=count("n", n))]
 
     def draw(
-        self, key: npt.NDArray[np.uint32], node: int, alpha: float, sigma: float, samples: int
+        self, key: npt.NDArray[np.uint32], node: int, alpha: float, sigma: float, samples: int, start: int = 0
     ) -> tuple[FloatArray, FloatArray]:
-        """The draws x = alpha x_0 + sigma z of an account at a node, and c = -z; (d, n) each."""
-        z = _normals(key, node, self.dim, samples, philox.NOISE)
+        """The draws x = alpha x_0 + sigma z of an account at a node, and c = -z; (d, n) each.
+
+        They are those of the ``samples`` from ``start`` on, a multiple of 256.
+        """
+        z = normals(key, node, self.dim, samples, philox.NOISE, start)
+        clean = self.points[self.order(key, samples, start)].T
+        return alpha * clean + sigma * z, -z
+
+    def order(self, key: npt.NDArray[np.uint32], samples: int, start: int = 0) -> npt.NDArray[np.intp]:
+        """Which point each of the ``samples`` from ``start`` on comes from."""
         # In an order of the key's own: fewer samples than points then take points from everywhere.
         order = np.random.default_rng(key).permutation(self.points.shape[0])
-        start = self.points[order[np.arange(samples) % order.size]].T
-        return alpha * start + sigma * z, -z
+        return order[np.arange(start, start + samples) % order.size]
 
 
-def probes(key: npt.NDArray[np.uint32], node: int, dim: int, samples: int) -> FloatArray:
+def probes(key: npt.NDArray[np.uint32], node: int, dim: int, samples: int, start: int = 0) -> FloatArray:
     """Normals (d, n) for random probes at a node, independent of those of the draws."""
-    return _normals(key, node, dim, samples, philox.PROBE)
+    return normals(key, node, dim, samples, philox.PROBE, start)
 
 
-def _normals(key: npt.NDArray[np.uint32], node: int, dim: int, samples: int, purpose: int) -> FloatArray:
-    return over_blocks(partial(_noise_blocks, key, node, dim, purpose), samples, None, None)
+def normals(key: npt.NDArray[np.uint32], step: int, dim: int, samples: int, purpose: int, start: int = 0) -> FloatArray:
+    """Normals (d, n) of a step and a purpose, for the ``samples`` from ``start`` on, a multiple of 256."""
+    return over_blocks(partial(_noise_blocks, key, step, dim, purpose, start // LANES), samples, None, None)
 
 
-def _noise_blocks(key: npt.NDArray[np.uint32], node: int, dim: int, purpose: int, first: int, last: int) -> FloatArray:
+def _noise_blocks(
+    key: npt.NDArray[np.uint32], step: int, dim: int, purpose: int, skip: int, first: int, last: int
+) -> FloatArray:
     out = np.empty((dim, (last - first) * LANES))
-    philox.noise(key, first, last, node, purpose, out)
+    philox.noise(key, skip + first, skip + last, step, purpose, out)
     return out

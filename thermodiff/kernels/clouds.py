@@ -7,13 +7,20 @@ memory is that of one tile, whatever n is.
 from __future__ import annotations
 
 import numpy as np
+from numba import types
 
 from thermodiff.kernels.elementary import exp_weight, log
-from thermodiff.kernels.jit import LANES, field_signature, inline, kernel
+from thermodiff.kernels.jit import LANES, field_signature, inline, kernel, matrix, vector
 from thermodiff.kernels.scores import finish, log_density
 
-TILE = 32
-"""Points of a cloud that are taken in one sweep over the lanes."""
+TILE = 64
+"""Points of a cloud whose weights are held at a time: few enough for the second cache."""
+
+NEGLIGIBLE = 1e-25
+"""Weight beside the largest, below which even millions of points do not change a float64."""
+
+# Four points on two coordinates is what registers hold: as many multiply-adds as loads and stores.  Rows of arrays that are
+# written lie LANES apart in one flat array, so that LLVM need not check that they do not overlap.
 
 
 @inline
@@ -24,35 +31,41 @@ def cloud_parts(params):
 
 
 @inline
-def _cloud_distances(x, alpha, points, first, last, out):
-    """|x - alpha p|^2 for the points first ... last - 1 into the rows of ``out``, four points a sweep."""
-    for j in range(last - first):
-        row = out[j]
+def _four_distances(x, alpha, points, out):
+    """Add |x - alpha p|^2 for four points to four rows of ``out``."""
+    dim = x.shape[0]
+    for i in range(0, dim - 1, 2):
+        one, two = x[i], x[i + 1]
+        p0, q0, p1, q1 = alpha * points[0, i], alpha * points[0, i + 1], alpha * points[1, i], alpha * points[1, i + 1]
+        p2, q2, p3, q3 = alpha * points[2, i], alpha * points[2, i + 1], alpha * points[3, i], alpha * points[3, i + 1]
         for lane in range(LANES):
-            row[lane] = 0.0
-    j = first
-    while j + 4 <= last:
-        o0, o1, o2, o3 = out[j - first], out[j - first + 1], out[j - first + 2], out[j - first + 3]
-        for i in range(x.shape[0]):
-            row = x[i]
-            p0, p1 = alpha * points[j, i], alpha * points[j + 1, i]
-            p2, p3 = alpha * points[j + 2, i], alpha * points[j + 3, i]
+            u, v = one[lane], two[lane]
+            out[lane] += (u - p0) * (u - p0) + (v - q0) * (v - q0)
+            out[LANES + lane] += (u - p1) * (u - p1) + (v - q1) * (v - q1)
+            out[2 * LANES + lane] += (u - p2) * (u - p2) + (v - q2) * (v - q2)
+            out[3 * LANES + lane] += (u - p3) * (u - p3) + (v - q3) * (v - q3)
+    if dim % 2 == 1:
+        one = x[dim - 1]
+        for j in range(4):
+            p0 = alpha * points[j, dim - 1]
             for lane in range(LANES):
-                value = row[lane]
-                g0, g1, g2, g3 = value - p0, value - p1, value - p2, value - p3
-                o0[lane] += g0 * g0
-                o1[lane] += g1 * g1
-                o2[lane] += g2 * g2
-                o3[lane] += g3 * g3
-        j += 4
-    while j < last:
-        o0 = out[j - first]
+                out[j * LANES + lane] += (one[lane] - p0) * (one[lane] - p0)
+
+
+@inline
+def _cloud_distances(x, alpha, points, first, last, out):
+    """|x - alpha p|^2 for the points first ... last - 1 into the rows of ``out`` (flat)."""
+    for place in range((last - first) * LANES):
+        out[place] = 0.0
+    whole = last - (last - first) % 4
+    for j in range(first, whole, 4):
+        _four_distances(x, alpha, points[j : j + 4], out[(j - first) * LANES : (j - first + 4) * LANES])
+    for j in range(whole, last):
+        row = out[(j - first) * LANES : (j - first + 1) * LANES]
         for i in range(x.shape[0]):
-            row, p0 = x[i], alpha * points[j, i]
+            source, p0 = x[i], alpha * points[j, i]
             for lane in range(LANES):
-                g0 = row[lane] - p0
-                o0[lane] += g0 * g0
-        j += 1
+                row[lane] += (source[lane] - p0) * (source[lane] - p0)
 
 
 @inline
@@ -61,7 +74,7 @@ def _cloud_weights(distances, size, half, top, total, scale):
     for lane in range(LANES):
         scale[lane] = top[lane]
     for j in range(size):
-        row = distances[j]
+        row = distances[j * LANES : (j + 1) * LANES]
         for lane in range(LANES):
             value = half * row[lane]
             top[lane] = value if value > top[lane] else top[lane]
@@ -69,11 +82,76 @@ def _cloud_weights(distances, size, half, top, total, scale):
         scale[lane] = exp_weight(scale[lane] - top[lane])
         total[lane] *= scale[lane]
     for j in range(size):
-        row = distances[j]
+        row = distances[j * LANES : (j + 1) * LANES]
         for lane in range(LANES):
             value = exp_weight(half * row[lane] - top[lane])
             row[lane] = value
             total[lane] += value
+
+
+@inline
+def _add_four(weights, points, sums):
+    """Add four points times their weights to ``sums``, one row of LANES for each coordinate."""
+    dim = points.shape[1]
+    for i in range(0, dim - 1, 2):
+        out = sums[i * LANES : (i + 2) * LANES]
+        p0, p1, p2, p3 = points[0, i], points[1, i], points[2, i], points[3, i]
+        q0, q1, q2, q3 = points[0, i + 1], points[1, i + 1], points[2, i + 1], points[3, i + 1]
+        for lane in range(LANES):
+            w0, w1 = weights[lane], weights[LANES + lane]
+            w2, w3 = weights[2 * LANES + lane], weights[3 * LANES + lane]
+            out[lane] += (w0 * p0 + w1 * p1) + (w2 * p2 + w3 * p3)
+            out[LANES + lane] += (w0 * q0 + w1 * q1) + (w2 * q2 + w3 * q3)
+    if dim % 2 == 1:
+        _add_one(weights[:LANES], points[0, dim - 1 :], sums[(dim - 1) * LANES :])
+        _add_one(weights[LANES : 2 * LANES], points[1, dim - 1 :], sums[(dim - 1) * LANES :])
+        _add_one(weights[2 * LANES : 3 * LANES], points[2, dim - 1 :], sums[(dim - 1) * LANES :])
+        _add_one(weights[3 * LANES :], points[3, dim - 1 :], sums[(dim - 1) * LANES :])
+
+
+@inline
+def _add_one(weight, point, sums):
+    """Add one point times its weight."""
+    for i in range(point.size):
+        out, p0 = sums[i * LANES : (i + 1) * LANES], point[i]
+        for lane in range(LANES):
+            out[lane] += weight[lane] * p0
+
+
+@inline
+def _seen(weights):
+    """Whether any weight counts."""
+    count = 0
+    for place in range(4 * LANES):
+        count += 1 if weights[place] > NEGLIGIBLE else 0
+    return count > 0
+
+
+@inline
+def _add_points(weights, points, scale, sums):
+    """``sums = scale sums + weights points`` for the points of a tile."""
+    size, dim = points.shape
+    for i in range(dim):
+        out = sums[i * LANES : (i + 1) * LANES]
+        for lane in range(LANES):
+            out[lane] *= scale[lane]
+    whole = size - size % 4
+    for j in range(0, whole, 4):
+        if _seen(weights[j * LANES : (j + 4) * LANES]):
+            _add_four(weights[j * LANES : (j + 4) * LANES], points[j : j + 4], sums)
+    for j in range(whole, size):
+        _add_one(weights[j * LANES : (j + 1) * LANES], points[j], sums)
+
+
+@inline
+def _add_moments(weights, distances, size, factor, scale, sums):
+    """``sums = scale sums + weights factor distances`` over the points of a tile."""
+    for lane in range(LANES):
+        sums[lane] *= scale[lane]
+    for j in range(size):
+        weight, distance = weights[j * LANES : (j + 1) * LANES], distances[j * LANES : (j + 1) * LANES]
+        for lane in range(LANES):
+            sums[lane] += weight[lane] * (factor * distance[lane])
 
 
 @kernel(field_signature)
@@ -84,46 +162,19 @@ def cloud_score(x, row, params, out):
     count, dim = points.shape
     extra = out.shape[0] - dim
     half = -0.5 / sigma2
-    weights, kept = np.empty((TILE, LANES)), np.empty((TILE if extra > 0 else 0, LANES))
+    weights, kept = np.empty(TILE * LANES), np.empty(TILE * LANES if extra > 0 else 0)
     top, total = np.full(LANES, -np.inf), np.zeros(LANES)
-    scale, excess = np.empty(LANES), np.zeros(LANES)
-    for i in range(dim):
-        target = out[i]
-        for lane in range(LANES):
-            target[lane] = 0.0
-    first = 0
-    while first < count:
+    scale, excess, sums = np.empty(LANES), np.zeros(LANES), np.zeros(dim * LANES)
+    for first in range(0, count, TILE):
         last = min(first + TILE, count)
         size = last - first
         _cloud_distances(x, alpha, points, first, last, weights)
         if extra > 0:
-            kept[:size] = weights[:size]
+            kept[: size * LANES] = weights[: size * LANES]
         _cloud_weights(weights, size, half, top, total, scale)
         if extra > 0:
-            for lane in range(LANES):
-                excess[lane] *= scale[lane]
-            for j in range(size):
-                weight, distance = weights[j], kept[j]
-                for lane in range(LANES):
-                    excess[lane] += weight[lane] * distance[lane]
-        for i in range(dim):
-            target = out[i]
-            for lane in range(LANES):
-                target[lane] *= scale[lane]
-            j = 0
-            while j + 4 <= size:
-                w0, w1, w2, w3 = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]
-                p0, p1 = points[first + j, i], points[first + j + 1, i]
-                p2, p3 = points[first + j + 2, i], points[first + j + 3, i]
-                for lane in range(LANES):
-                    target[lane] += (w0[lane] * p0 + w1[lane] * p1) + (w2[lane] * p2 + w3[lane] * p3)
-                j += 4
-            while j < size:
-                w0, p0 = weights[j], points[first + j, i]
-                for lane in range(LANES):
-                    target[lane] += w0[lane] * p0
-                j += 1
-        first = last
+            _add_moments(weights, kept, size, 1.0, scale, excess)
+        _add_points(weights, points[first:last], scale, sums)
     if extra > 1:
         log_density(top, total, dim, out[dim + 1])
         shift = np.log(count) + 0.5 * dim * np.log(sigma2)
@@ -134,9 +185,9 @@ def cloud_score(x, row, params, out):
         scale[lane] = 1.0 / total[lane]
         excess[lane] = (excess[lane] * scale[lane] / sigma2 - dim) / sigma2
     for i in range(dim):
-        source, target = x[i], out[i]
+        source, mean, target = x[i], sums[i * LANES : (i + 1) * LANES], out[i]
         for lane in range(LANES):
-            target[lane] = (alpha * target[lane] * scale[lane] - source[lane]) / sigma2
+            target[lane] = (alpha * mean[lane] * scale[lane] - source[lane]) / sigma2
     finish(x, a, c, excess, extra, out)
 
 
@@ -147,29 +198,49 @@ def cloud_density(x, row, params, out):
     points = cloud_parts(params)
     count, dim = points.shape
     half = -0.5 / sigma2
-    weights, kept = np.empty((TILE, LANES)), np.empty((TILE, LANES))
+    weights, kept = np.empty(TILE * LANES), np.empty(TILE * LANES)
     top, total = np.full(LANES, -np.inf), np.zeros(LANES)
     scale, moment = np.empty(LANES), np.zeros(LANES)
-    first = 0
-    while first < count:
+    for first in range(0, count, TILE):
         last = min(first + TILE, count)
         size = last - first
         _cloud_distances(x, alpha, points, first, last, weights)
-        kept[:size] = weights[:size]
+        kept[: size * LANES] = weights[: size * LANES]
         _cloud_weights(weights, size, half, top, total, scale)
-        for lane in range(LANES):
-            moment[lane] *= scale[lane]
-        for j in range(size):
-            weight, distance = weights[j], kept[j]
-            for lane in range(LANES):
-                moment[lane] += weight[lane] * half * distance[lane]
-        first = last
+        _add_moments(weights, kept, size, half, scale, moment)
     density, entropy = out[0], out[1]
     constant = np.log(count) + 0.5 * dim * (np.log(2.0 * np.pi) + np.log(sigma2))
     for lane in range(LANES):
         log_total = log(total[lane])
         density[lane] = top[lane] + log_total - constant
         entropy[lane] = log_total + top[lane] - moment[lane] / total[lane]
+
+
+@kernel(types.void(matrix, vector, types.float64, vector))
+def soften(products, shifts, scale, totals):
+    """exp(scale (product - shift) - largest of the row) in place, and the sums of the rows."""
+    count = products.shape[1]
+    top = np.empty(LANES)
+    for q in range(products.shape[0]):
+        row = products[q]
+        top[:] = -np.inf
+        for first in range(0, count, LANES):
+            size = min(LANES, count - first)
+            part, shift = row[first : first + size], shifts[first : first + size]
+            for lane in range(size):
+                value = scale * (part[lane] - shift[lane])
+                part[lane] = value
+                top[lane] = value if value > top[lane] else top[lane]
+        largest = top.max()
+        top[:] = 0.0
+        for first in range(0, count, LANES):
+            size = min(LANES, count - first)
+            part = row[first : first + size]
+            for lane in range(size):
+                value = exp_weight(part[lane] - largest)
+                part[lane] = value
+                top[lane] += value
+        totals[q] = top.sum()
 
 
 def pack_cloud(points: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from thermodiff.accounting.nodes import fine
 from thermodiff.densities import Density, GaussianMixture
 from thermodiff.diffusion import Diffusion
 from thermodiff.learned.model import LearnedDiffusion
-from thermodiff.learned.predict import target
+from thermodiff.learned.predict import drift_term, target
 from thermodiff.schedules import VE, VP, CondOT, Cosine, Schedule, StraightLine, SubVP
 
 UNIT = 2.0**-24
@@ -38,21 +38,33 @@ CASES = [
 
 
 class Exact(nn.Module):
-    """A module that predicts what the exact score of ``law`` implies, changed by ``change``, in the type of its input."""
+    """A module that predicts what the exact score of ``law`` implies, in the type of its input.
+
+    The control is multiplied by ``control`` before the output is formed, and the output changed by ``change`` after.
+    """
 
     double_time = True
 
     def __init__(
-        self, law: Density, noise: Schedule, predicts: str = "entropy", change: Callable[[Any], Any] | None = None
+        self,
+        law: Density,
+        noise: Schedule,
+        predicts: str = "entropy",
+        change: Callable[[Any], Any] | None = None,
+        control: float = 1.0,
     ) -> None:
         super().__init__()
         self.law, self.noise, self.predicts = law, noise, predicts
+        self.control = control
         self.change = change or (lambda output: output)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        row = self.noise.at(self.noise.lam(float(t[0])))
-        points = x.double().numpy()
+        row = self.noise.at(-2.0 * np.log(float(t[0])) if self.predicts == "edm" else self.noise.lam(float(t[0])))
+        points = x.double().numpy() * (float(row.alpha) if self.predicts == "edm" else 1.0)
         b = float(row.sigma) * self.law.score(points, alpha=float(row.alpha), sigma=float(row.sigma))
+        if self.control != 1.0:
+            drift = drift_term(points, row)
+            b = drift + self.control * (b - drift)
         output = self.change(target(self.predicts, b, points, row, self.noise))
         return torch.from_numpy(np.ascontiguousarray(output)).to(x.dtype)
 
@@ -111,6 +123,7 @@ def bound_of_mismatch(noise: Schedule, window: tuple[float, float], predicts: st
         "score": d,
         "eps": d,
         "x0": alpha**2 * clean / sigma**2,
+        "edm": alpha**2 * clean / sigma**2,
         "v": (alpha / (alpha**2 + sigma**2 / scale)) ** 2 * (alpha**2 * d + sigma**2 * clean / scale**2),
     }[predicts]
     v = alpha**2 * STD**2 + sigma**2

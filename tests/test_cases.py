@@ -16,7 +16,7 @@ import thermodiff as td
 from thermodiff.cases import CASES, DiffusionCase, LangevinCase, forms
 from thermodiff.cases import langevin as systems
 from thermodiff.cases.base import mean_of, variance_of
-from thermodiff.integrate import Path as States
+from thermodiff.integrate.path import Path as States
 
 NAMES = td.cases.names()
 STOCHASTIC = [case.name for case in CASES if case.stochastic]

@@ -26,6 +26,7 @@ def test_numbers_pass_as_floats(value) -> None:
         (lambda: _check.above("x", 1.0, 2.0, "why"), ValueError, "^x must be greater than 2, got 1; why"),
         (lambda: _check.count("n", 0), ValueError, "^n must be at least 1, got 0"),
         (lambda: _check.count("n", 1, 2), ValueError, "^n must be at least 2, got 1"),
+        (lambda: _check.count("n", 4, most=3), ValueError, "^n must be at most 3, got 4"),
         (lambda: _check.count("n", 3.0), TypeError, "^n must be an integer, got 3.0"),
         (lambda: _check.count("n", True), TypeError, "^n must be an integer"),
         (lambda: _check.choice("way", "c", ("a", "b")), ValueError, "^way='c' is unknown; choose one of 'a', 'b'"),

@@ -25,7 +25,9 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/dynamics.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/guide.md", "docs/training.md", "docs/dynamics.md", "docs/measurement.md"]
+)
 def test_programs_run_and_print_what_is_shown(page, tmp_path, monkeypatch):
     learned = pytest.importorskip("thermodiff.learned")
     pytest.importorskip("matplotlib").use("Agg")

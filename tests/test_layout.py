@@ -17,8 +17,8 @@ MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 OWN = [path for path in MODULES if path.name not in {"__init__.py", "__main__.py"}]
 # What each layer may import, from the top; names in one entry are beside each other and do not import each other.
 LAYERS = [
-    {"cli", "__main__"}, {"bench"}, {"plotting"}, {"cases"}, {"learned"}, {"integrate"}, {"diffusion"}, {"processes"},
-    {"densities"}, {"fields"}, {"accounting", "transport"}, {"schedules"}, {"kernels"}, {"_tasks"}, {"_check"},
+    {"cli", "__main__"}, {"experiments"}, {"bench"}, {"plotting"}, {"cases"}, {"learned"}, {"integrate"}, {"diffusion"}, {"processes"},
+    {"densities"}, {"fields"}, {"accounting", "transport"}, {"schedules"}, {"kernels"}, {"_tasks", "_progress"}, {"_check"},
 ]  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # The rivals in bench are other people's packages.

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 from scipy.linalg import expm
-from user_dynamics import closure, double_well, lengthening, swirl, warm
+from user_dynamics import closure, double_well, dragged, lengthening, swirl, warm
 
 import thermodiff as td
 from thermodiff.processes import TWISTS, Linear, noise_factor
@@ -98,6 +98,21 @@ def test_force_and_other_parameters() -> None:
     with pytest.raises(ValueError, match="swirl takes 2 parameters"):
         process.with_params(1.0)
     assert repr(process) == "Langevin(Drift(swirl(x, t, kappa, omega)), dim=2)"
+
+
+def test_a_potential_has_an_energy_beside_its_force() -> None:
+    process = td.Langevin(dragged, (2.0, 3.0), dim=1)
+    energy = process.energy()
+    assert energy is process.with_params(5.0, 1.0).energy()
+    assert energy is not process.compiled().field
+    x, out = np.random.default_rng(0).standard_normal((1, 256)), np.empty((1, 256))
+    energy.dispatcher(x, np.array([0.25, 0.0, 0.0, 0.0]), process.params, out)
+    np.testing.assert_allclose(out, (x - 0.75) ** 2, rtol=1e-14)
+    for other in (td.Langevin(swirl, (1.0, 2.0), dim=2), Linear([[-1.0]])):
+        with pytest.raises(
+            ValueError, match=rf"^{re.escape(repr(other))} has no energy: write its force as a potential, with"
+        ):
+            other.energy()
 
 
 def test_walls_become_a_table() -> None:

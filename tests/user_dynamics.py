@@ -16,6 +16,11 @@ def swirl(x, t, kappa, omega):
     return -kappa * x[0] + omega * x[1] + math.sin(t), -kappa * x[1] - omega * x[0]
 
 
+@td.potential
+def dragged(x, t, stiffness, speed):
+    return 0.5 * stiffness * (x[0] - speed * t) ** 2
+
+
 @td.diffusivity
 def warm(x, t, level):
     return level * (1.0 + 0.5 * math.sin(x[0])), level

@@ -18,9 +18,10 @@ _HOME = {
     "Estimate": "accounting", "Ledger": "accounting",
     "drift": "fields", "potential": "fields", "diffusivity": "fields", "Langevin": "processes",
     "Linear": "processes",
-    "simulate": "integrate", "Moments": "integrate", "Histogram": "integrate",
-    "first_passage": "integrate", "Passage": "integrate",
-    "reverse": "integrate", "probability_flow": "integrate", "log_prob": "integrate", "Path": "integrate",
+    "simulate": "integrate.simulate", "Moments": "integrate.reducers", "Histogram": "integrate.reducers",
+    "first_passage": "integrate.passage", "Passage": "integrate.passage",
+    "reverse": "integrate.solve", "probability_flow": "integrate.solve", "log_prob": "integrate.likelihood",
+    "Path": "integrate.path",
     "plot": "plotting",
     "DivergenceError": "_check",
 }  # fmt: skip
@@ -48,15 +49,15 @@ if TYPE_CHECKING:
     from thermodiff.fields import diffusivity as diffusivity
     from thermodiff.fields import drift as drift
     from thermodiff.fields import potential as potential
-    from thermodiff.integrate import Histogram as Histogram
-    from thermodiff.integrate import Moments as Moments
-    from thermodiff.integrate import Passage as Passage
-    from thermodiff.integrate import Path as Path
-    from thermodiff.integrate import first_passage as first_passage
-    from thermodiff.integrate import log_prob as log_prob
-    from thermodiff.integrate import probability_flow as probability_flow
-    from thermodiff.integrate import reverse as reverse
-    from thermodiff.integrate import simulate as simulate
+    from thermodiff.integrate.likelihood import log_prob as log_prob
+    from thermodiff.integrate.passage import Passage as Passage
+    from thermodiff.integrate.passage import first_passage as first_passage
+    from thermodiff.integrate.path import Path as Path
+    from thermodiff.integrate.reducers import Histogram as Histogram
+    from thermodiff.integrate.reducers import Moments as Moments
+    from thermodiff.integrate.simulate import simulate as simulate
+    from thermodiff.integrate.solve import probability_flow as probability_flow
+    from thermodiff.integrate.solve import reverse as reverse
     from thermodiff.plotting import plot as plot
     from thermodiff.processes import Langevin as Langevin
     from thermodiff.processes import Linear as Linear

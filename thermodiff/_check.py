@@ -43,12 +43,14 @@ def time_within(t: Any, t_end: float) -> float:
     return t
 
 
-def count(name: str, value: Any, least: int = 1) -> int:
-    """``value`` as an integer of at least ``least``."""
+def count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """``value`` as an integer of at least ``least``, and at most ``most`` where given."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, got {value!r}.")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}.")
+    if most is not None and int(value) > most:
+        raise ValueError(f"{name} must be at most {most}, got {value}.")
     return int(value)
 
 

@@ -236,9 +236,9 @@ def _oracle(system: Diffusion, window: tuple[float, float], rng: Any) -> Estimat
     row = system.noise.at(np.array(window))
     stream = np.random.SeedSequence(rng, spawn_key=(7,)) if isinstance(rng, int | list) else rng
     generator = np.random.default_rng(stream)
+    medium = medium_integral(system.noise, window, system.second_moment, system.dim)
     noisy, clean = (system.data.entropy(alpha=float(row.alpha[k]), sigma=float(row.sigma[k]), rng=generator) for k in (0, 1))
-    value = noisy.value - clean.value + medium_integral(system.noise, window, system.second_moment, system.dim)
-    return Estimate(float(value), float(np.hypot(noisy.error, clean.error)))
+    return Estimate(float(noisy.value - clean.value + medium), float(np.hypot(noisy.error, clean.error)))
 
 
 def medium_integral(noise: Schedule, window: tuple[float, float], second_moment: float, dim: int) -> float:

@@ -43,7 +43,7 @@ class Field:
             )
         self.function = function
         self.__name__, self.__doc__, self.__module__ = function.__name__, function.__doc__, function.__module__
-        self._kernels: dict[tuple[int, int], Any] = {}
+        self._kernels: dict[tuple[int, int, str], Any] = {}
         arguments = list(inspect.signature(function).parameters.values())
         leading = 3 if self.kind == "filled" else 2
         usual = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -71,20 +71,20 @@ class Field:
             raise ValueError(f"{self.__name__} takes {len(self.parameters)} parameters ({need}), got {len(numbers)}.")
         return np.array(numbers)
 
-    def kernel(self, dim: int, params: FloatArray) -> Any:
-        """The compiled field for d = ``dim``; compiled at first use, 0.2 to 0.5 s.
+    def kernel(self, dim: int, params: FloatArray, kind: str | None = None) -> Any:
+        """The compiled field for d = ``dim``; compiled at first use, 0.2 to 0.5 s.  ``kind`` asks for another than its own.
 
         Raises
         ------
         TypeError, ValueError
             If the function cannot be called or compiled, with the reason.
         """
-        key = (dim, len(self.parameters))
+        key = (dim, len(self.parameters), kind or self.kind)
         if key not in self._kernels:
             from thermodiff.kernels.user import lane_field
 
             self._try_out(dim, params)
-            self._kernels[key] = lane_field(self.function, dim, len(self.parameters), self.kind)
+            self._kernels[key] = lane_field(self.function, *key)
         return self._kernels[key]
 
     def at(self, x: npt.ArrayLike, t: float = 0.0, params: Sequence[float] | FloatArray = ()) -> FloatArray:

@@ -115,6 +115,21 @@ class Langevin:
             twist = TWISTS[self.interpretation]
         return Compiled(field, self.params, noise, self.diffusivity_params, twist, self.walls)
 
+    def energy(self) -> Any:
+        """The compiled potential, U in the first row.
+
+        Raises
+        ------
+        ValueError
+            If the force was not made from a potential.
+        """
+        drift = getattr(self, "drift", None)
+        if not isinstance(drift, Potential):
+            raise ValueError(
+                f"{self!r} has no energy: write its force as a potential, with @td.potential, for the work done on it."
+            )
+        return drift.kernel(self.dim, self.params, "energy")
+
     @property
     def noiseless(self) -> bool:
         """Whether D is the constant zero."""

@@ -26,7 +26,8 @@ def test_differences_are_second_minus_first_sample_by_sample(pair) -> None:
     for row in ("total", "system", "medium"):
         gap = pair[1].samples[row] - pair[0].samples[row]
         assert comparison.differences[row].value == pytest.approx(gap.mean(), rel=1e-12)
-        assert comparison.differences[row].error == pytest.approx(gap.std(ddof=1) / np.sqrt(gap.size), rel=1e-9)
+        error = np.hypot(gap.std(ddof=1) / np.sqrt(gap.size), np.hypot(*(ledger.quadrature[row] for ledger in pair)))
+        assert comparison.differences[row].error == pytest.approx(error, rel=1e-9)
 
 
 def test_pairing_reduces_the_error(pair) -> None:
@@ -40,6 +41,32 @@ def test_the_paired_difference_is_the_true_one(pair) -> None:
     found = td.compare(*pair).differences["total"]
     assert abs(found.value - truth) < 4.0 * found.error
     assert abs(found.value) > 4.0 * found.error
+
+
+def test_few_nodes_are_part_of_the_error_on_different_laws() -> None:
+    sharp = td.GaussianMixture([[-2.0], [1.0]], stds=[0.06, 0.08], weights=[0.3, 0.7])
+    one, two = (measure(law, nodes=16, samples=10_000) for law in (NEAR, sharp))
+    truth = td.oracle(td.Diffusion(sharp, td.VP())).value - td.oracle(td.Diffusion(NEAR, td.VP())).value
+    found, gap = td.compare(one, two).differences, two.samples["total"] - one.samples["total"]
+    assert abs(found["total"].value - truth) > 4.0 * gap.std() / np.sqrt(gap.size)
+    assert abs(found["total"].value - truth) < 4.0 * found["total"].error
+    assert found["medium"].error == pytest.approx(np.hypot(one.quadrature["medium"], two.quadrature["medium"]), rel=1e-9)
+
+
+def test_nodes_err_alike_on_one_law() -> None:
+    """On the same law they cancel, as far as rows are of one size."""
+    one, two = measure(NEAR, nodes=16), learned(measure(NEAR, nodes=16), 0.9)
+    three = learned(measure(NEAR, nodes=16), 0.8, 1)
+    assert one.quadrature["total"] > 1e-3
+    for ledgers, row, nodes in (
+        ((one, two), "neural - total", 0.1 * one.quadrature["total"]),
+        ((two, three), "neural", 0.1 * one.quadrature["total"]),
+    ):
+        difference = td.compare(*ledgers).differences[row]
+        rows = [ledger.samples.get("neural", ledger.samples.get("total")) for ledger in ledgers]
+        scatter = np.std(rows[1] - rows[0], ddof=1) / np.sqrt(2000)
+        assert difference.error == pytest.approx(np.hypot(scatter, nodes), rel=1e-9)
+    assert td.compare(one, measure(NEAR, nodes=16)).differences["total"].error == 0.0
 
 
 def test_a_ledger_does_not_differ_from_itself(pair) -> None:
@@ -79,11 +106,12 @@ def test_two_exact_ledgers_have_no_efficiency(pair) -> None:
 
 def learned(exact: td.Ledger, factor: float, seed: int = 0) -> td.Ledger:
     """A stand-in for a learned ledger: neural = factor total + noise, sample by sample."""
-    noise = 0.01 * np.random.default_rng(seed).standard_normal(exact.sample_count)
+    noise, left = 0.01 * np.random.default_rng(seed).standard_normal(exact.sample_count), exact.quadrature["total"]
     return td.Ledger(
         samples={"neural": factor * exact.samples["total"] + noise}, rates={}, rate_errors={}, lam=exact.lam,
         times=exact.times, weights=exact.weights, lam_per_time=exact.lam_per_time, window=exact.window, key=exact.key,
-        about={**exact.about, "score": "learned"},
+        about={**exact.about, "score": "learned"}, corrections=exact.corrections,
+        quadrature={**exact.quadrature, "neural": factor * left, "neural - total": abs(factor - 1.0) * left},
     )  # fmt: skip
 
 

@@ -300,9 +300,10 @@ def test_a_score_that_is_nan_is_reported(monkeypatch: pytest.MonkeyPatch) -> Non
         td.account(system, nodes=8, samples=100, rng=0)
 
 
-def test_an_overflow_is_named_as_such() -> None:
+@pytest.mark.parametrize(("mean", "std"), [(1e100, 1e100), (1e154, 1.0)])
+def test_an_overflow_is_named_as_such(mean: float, std: float) -> None:
     with pytest.raises(DivergenceError, match="the integrands overflow at lam = .*rescale the data"):
-        td.account(Diffusion(td.Gaussian([1e100], std=1e100), td.VP()), nodes=4, samples=100, rng=0)
+        td.account(Diffusion(td.Gaussian([mean], std=std), td.VP()), nodes=4, samples=100, rng=0)
 
 
 def thin_overlap() -> np.ndarray:
@@ -328,6 +329,7 @@ def test_no_outlier_for_a_thin_overlap() -> None:
     ("keywords", "error", "message"),
     [
         ({"nodes": 0}, ValueError, "nodes must be at least 1, got 0"),
+        ({"nodes": 4097}, ValueError, "nodes must be at most 4096, got 4097"),
         ({"nodes": 2.5}, TypeError, "nodes must be an integer"),
         ({"samples": 1}, ValueError, "samples must be at least 2, got 1"),
         ({"chunk": 0}, ValueError, "chunk must be at least 1"),

@@ -142,7 +142,7 @@ def test_vectors(tmp_path: Path) -> None:
     assert 4.5 < high < 5.5
     assert abs(exact["oracle"]["z"]) < 4.0
     for record, points in ((train, 48), (held, 12)):
-        assert set(record["totals"]) == {"medium", "neural"}
+        assert set(record["totals"]) == {"medium", "neural", "denoising"}
         assert record["samples"] % points == 0  # all points weigh the same
         assert "neural / total" not in record
     assert entries[1].ledger.clusters == 48

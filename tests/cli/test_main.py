@@ -4,80 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pytest
+from commands import assert_refused, call, launch
 
 import thermodiff
 from thermodiff.cli import entropy as job
-from thermodiff.cli import main as command
-
-ROOT = Path(thermodiff.__file__).parent.parent
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Outcome:
-    """Run the command in this process."""
-    monkeypatch.setattr(sys, "argv", ["thermodiff", *arguments])
-    code = 0
-    try:
-        command()
-    except SystemExit as stop:
-        code = stop.code or 0
-    captured = capsys.readouterr()
-    return Outcome(code, captured.out, captured.err)
-
-
-def launch(*arguments: str, code: str | None = None, cwd: Path | None = None, **variables: str) -> Outcome:
-    """Run the command, or a piece of code, in a process of its own."""
-    start = ["-m", "thermodiff"] if code is None else ["-c", code]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120", **variables}
-    done = subprocess.run(
-        [sys.executable, *start, *arguments], capture_output=True, text=True, env=environment, cwd=cwd, timeout=300
-    )
-    return Outcome(done.returncode, done.stdout, done.stderr)
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """``run(...)`` calls ``thermodiff entropy`` with a small budget and a folder of its own."""
-
-    def call_entropy(*arguments: str) -> Outcome:
-        small = ("--nodes", "8", "--samples", "100", "--steps", "2", "--out", str(tmp_path / "out"))
-        return call(capsys, monkeypatch, "entropy", *small, *arguments)
-
-    return call_entropy
-
-
-@pytest.fixture
-def mixture(tmp_path: Path) -> str:
-    """A small mixture in a file."""
-    path = tmp_path / "mixture.json"
-    path.write_text(json.dumps({"means": [[-1.0], [1.0]], "stds": [0.3, 0.5], "weights": [0.4, 0.6]}))
-    return str(path)
-
-
-def assert_refused(got: Outcome, out: Path, *words: str) -> None:
-    """Exit 2, one sentence on standard error, nothing written."""
-    assert got.code == 2, got
-    assert got.out == ""
-    lines = got.err.strip().splitlines()
-    assert len(lines) == 1, got.err
-    assert lines[0].startswith("thermodiff: ")
-    for word in words:
-        assert word in lines[0]
-    assert not out.is_dir() or not any(out.iterdir())
-
 
 # Help and version
 
@@ -160,6 +94,7 @@ def test_help_imports_neither_numba_nor_torch() -> None:
         (("--data", "none.npz"), ("there is no file none.npz",)),
         (("--data", "none.json"), ("there is no file none.json",)),
         (("--nodes", "0"), ("--nodes must be at least 1, got 0",)),
+        (("--nodes", "1000000"), ("--nodes must be at most 4096, got 1000000",)),
         (("--samples", "1"), ("--samples must be at least 2, got 1",)),
         (("--samples", "0"), ("--samples must be at least 2, got 0",)),
         (("--steps", "0"), ("--steps must be at least 1, got 0",)),
@@ -177,145 +112,6 @@ def test_bad_arguments(run, tmp_path: Path, arguments, words, exact: bool) -> No
     assert_refused(run(*arguments, *(["--exact"] if exact else [])), tmp_path / "out", *words)
 
 
-def write_npz(path: Path, kind: str) -> None:
-    rows = np.random.default_rng(0).standard_normal((20, 2))
-    with_nan = rows.copy()
-    with_nan[3, 1] = np.nan
-    arrays = {
-        "two": {"a": rows, "b": rows},
-        "none": {"a": np.arange(5.0)},
-        "nan": {"a": with_nan},
-        "inf": {"a": np.full((20, 2), np.inf)},
-        "pickled": {"a": np.array([{"x": 1}, None], dtype=object)},
-        "pickled beside": {"a": rows, "b": np.array([{"x": 1}], dtype=object)},
-        "text": {"a": np.array([["a", "b"]] * 20)},
-        "few": {"a": rows[:3]},
-        "equal": {"a": np.ones((20, 2))},
-        "empty": {"a": np.zeros((0, 2))},
-        "no arrays": {},
-    }
-    if kind in arrays:
-        np.savez(path, **arrays[kind])
-    elif kind == "corrupt":
-        path.write_bytes(b"this is no archive")
-    elif kind == "zero bytes":
-        path.write_bytes(b"")
-    elif kind == "cut":
-        np.savez(path, a=rows)
-        path.write_bytes(path.read_bytes()[:-40])
-    elif kind == "flipped":
-        np.savez(path, a=rows)
-        content = bytearray(path.read_bytes())
-        content[300] ^= 0xFF
-        path.write_bytes(bytes(content))
-    elif kind == "foreign member":
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("notes.txt", "hello")
-
-
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        ("corrupt", ("cannot be read as an .npz of plain arrays",)),
-        ("zero bytes", ("cannot be read as an .npz",)),
-        pytest.param(
-            "cut",
-            ("cannot be read as an .npz",),
-            # numpy.load leaves the file to the garbage collector when the archive has no directory.
-            marks=pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-        ),
-        ("flipped", ("cannot be read as an .npz",)),
-        ("pickled", ("cannot be read as an .npz of plain arrays", "allow_pickle=False")),
-        ("pickled beside", ("cannot be read as an .npz of plain arrays",)),
-        ("two", ("exactly one array of vectors (n, d)", "'a': (20, 2)", "'b': (20, 2)")),
-        ("none", ("exactly one array of vectors (n, d)", "'a': (5,)")),
-        ("no arrays", ("exactly one array of vectors",)),
-        ("nan", ("holds 1 values that are nan or infinite",)),
-        ("inf", ("holds 40 values that are nan or infinite",)),
-        ("text", ("must be an array of numbers",)),
-        ("few", ("got 3 vectors; at least 4",)),
-        ("equal", ("all vectors are equal",)),
-        ("empty", ("is empty",)),
-        ("foreign member", ("data.npz",)),
-    ],
-)
-def test_bad_vectors(run, tmp_path: Path, kind: str, words: tuple[str, ...]) -> None:
-    path = tmp_path / "data.npz"
-    write_npz(path, kind)
-    assert_refused(run("--data", str(path), "--exact", "--schedule", "VP"), tmp_path / "out", *words)
-
-
-def test_an_array_under_the_name_of_an_archive(run, tmp_path: Path) -> None:
-    with open(tmp_path / "data.npz", "wb") as file:
-        np.save(file, np.ones((20, 2)))
-    assert_refused(run("--data", str(tmp_path / "data.npz"), "--exact"), tmp_path / "out", "data.npz", "not an archive")
-
-
-def test_damaged_compressed_vectors(run, tmp_path: Path) -> None:
-    path = tmp_path / "data.npz"
-    np.savez_compressed(path, a=np.random.default_rng(0).standard_normal((400, 2)))
-    content = bytearray(path.read_bytes())
-    content[200:260] = b"\xff" * 60
-    path.write_bytes(bytes(content))
-    assert_refused(run("--data", str(path), "--exact", "--schedule", "VP"), tmp_path / "out", "cannot be read")
-
-
-def test_complex_vectors(run, tmp_path: Path) -> None:
-    path = tmp_path / "data.npz"
-    np.savez(path, a=np.random.default_rng(0).standard_normal((20, 2)) * (1.0 + 1.0j))
-    assert_refused(run("--data", str(path), "--exact", "--schedule", "VP"), tmp_path / "out", "numbers")
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("", ("is not JSON",)),
-        ("{", ("is not JSON",)),
-        ("\x00\x01", ("is not JSON",)),
-        ("[]", ("must hold an object with means, stds or covs", "list")),
-        ("null", ("must hold an object",)),
-        ("{}", ("must hold an object with means",)),
-        ('{"means": [[0.0]], "std": 1}', ("must hold an object", "'std'")),
-        ('{"means": [[0.0]]}', ("either stds= (isotropic components) or covs=",)),
-        ('{"means": [[0.0]], "stds": [1], "covs": [[[1]]]}', ("either stds=",)),
-        ('{"means": [[0.0], [1.0]], "stds": [1, 1], "weights": [0.5, 0.4]}', ("weights must sum to one", "0.9")),
-        ('{"means": [[0.0], [1.0]], "stds": [1, 1], "weights": [1.5, -0.5]}', ("weights must not be negative",)),
-        ('{"means": [[0.0]], "stds": [-1.0]}', ("stds must be positive, got -1",)),
-        ('{"means": [[0.0]], "stds": [0.0]}', ("stds must be positive",)),
-        ('{"means": [0.0], "stds": [1.0]}', ("means must have shape (K, d)",)),
-        ('{"means": [[0.0]], "stds": [1.0, 2.0]}', ("stds must have shape (1,)",)),
-        ('{"means": [[NaN]], "stds": [1.0]}', ("means holds 1 values that are nan",)),
-        ('{"means": [["a"]], "stds": [1.0]}', ("means must be an array of numbers",)),
-        ('{"means": [[0.0, 1.0], [2.0]], "stds": 1.0}', ("means must be an array of numbers",)),
-        ('{"means": [[0.0, 0.0]], "covs": [[[1.0, 2.0], [2.0, 1.0]]]}', ("covs must be positive definite",)),
-        ('{"means": [[0.0, 0.0]], "covs": [[[1.0, 0.5], [0.0, 1.0]]]}', ("covs must be symmetric",)),
-        pytest.param(
-            '{"means": [[1' + "0" * 400 + ']], "stds": [1.0]}',
-            ("means",),
-        ),
-        pytest.param(
-            "[" * 100_000,
-            ("is not JSON",),
-        ),
-    ],
-    ids=lambda value: value[:40] if isinstance(value, str) else "",
-)
-def test_bad_mixtures(run, tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
-    path = tmp_path / "data.json"
-    path.write_text(text)
-    assert_refused(run("--data", str(path), "--exact", "--schedule", "VP"), tmp_path / "out", *words)
-
-
-def test_bytes_that_are_no_text(run, tmp_path: Path) -> None:
-    (tmp_path / "data.json").write_bytes(b"\xff\xfe\xfa{")
-    assert_refused(run("--data", str(tmp_path / "data.json"), "--exact"), tmp_path / "out", "is not JSON")
-
-
-def test_a_folder_for_data(run, tmp_path: Path) -> None:
-    (tmp_path / "data.npz").mkdir()
-    assert_refused(run("--data", str(tmp_path / "data.npz"), "--exact"), tmp_path / "out", "there is no file")
-
-
 # Where results go
 
 
@@ -326,6 +122,11 @@ def test_out_is_a_file(run, tmp_path: Path, mixture: str) -> None:
     assert out.read_text() == "precious"
 
 
+def test_out_is_a_link_to_nothing(run, tmp_path: Path, mixture: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert_refused(run("--data", mixture, "--exact", "--out", str(tmp_path / "link")), tmp_path / "nowhere", "link")
+
+
 def test_out_below_a_file(run, tmp_path: Path, mixture: str) -> None:
     (tmp_path / "out").write_text("precious")
     assert_refused(run("--data", mixture, "--exact", "--out", str(tmp_path / "out" / "run")), tmp_path / "none", "out")
@@ -334,7 +135,16 @@ def test_out_below_a_file(run, tmp_path: Path, mixture: str) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_out_cannot_be_written(run, tmp_path: Path, mixture: str) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
-    assert_refused(run("--data", mixture, "--exact", "--out", str(tmp_path / "locked")), tmp_path / "none", "ermission")
+    for out in (tmp_path / "locked", tmp_path / "locked" / "a" / "b"):
+        assert_refused(run("--data", mixture, "--exact", "--out", str(out)), tmp_path / "locked" / "a", "no permission")
+
+
+def test_a_run_that_fails_leaves_no_folder(run, tmp_path: Path, mixture: str, monkeypatch) -> None:
+    def fails(*arguments: Any, **options: Any) -> Any:
+        raise thermodiff.DivergenceError("the score is nan")
+
+    monkeypatch.setattr(job, "account", fails)
+    assert_refused(run("--data", mixture, "--exact", "--out", str(tmp_path / "a" / "b")), tmp_path / "a", "nan")
 
 
 def test_disk_error_while_writing(run, tmp_path: Path, mixture: str, monkeypatch) -> None:

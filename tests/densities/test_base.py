@@ -5,7 +5,7 @@ import pytest
 from scipy.linalg import block_diag
 from truths import BIM1
 
-from thermodiff import Density, Gaussian, GaussianMixture, PointCloud, paper_mixture
+from thermodiff import VP, Density, Diffusion, Gaussian, GaussianMixture, PointCloud, account, oracle, paper_mixture
 
 FULL = GaussianMixture(
     [[-1.0, 0.0], [1.0, 0.5]], covs=[[[1.0, 0.6], [0.6, 0.5]], [[0.2, -0.1], [-0.1, 0.9]]], weights=[0.35, 0.65]
@@ -103,6 +103,15 @@ def test_independent_coordinates_add_up() -> None:
     x = np.random.default_rng(3).normal(size=(40, 3))
     parts = Gaussian([1.0, 0.0], cov=a).log_prob(x[:, :2]) + Gaussian([2.0], cov=b).log_prob(x[:, 2:])
     np.testing.assert_allclose(joint.log_prob(x), parts, rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1e160, 1e200, 1.7e308])
+def test_a_second_moment_that_overflows_is_refused(size: float) -> None:
+    """By account and oracle too, with one sentence and no warning."""
+    for law in (Gaussian([size], std=1.0), GaussianMixture([[size], [-size]], stds=1.0), PointCloud([[size], [0.0]])):
+        for call in (account, oracle):
+            with pytest.raises(ValueError, match="the second moment of .* overflows; rescale the data"):
+                call(Diffusion(law, VP()), lam=(-8.0, 8.0))
 
 
 def test_rare_components_get_no_control_variates() -> None:

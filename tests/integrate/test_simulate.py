@@ -36,7 +36,7 @@ def test_states_are_kept_at_the_asked_times_only() -> None:
     assert path.states.shape == (3, 300, 2)
     np.testing.assert_array_equal(path.times, [0.5, 0.6, 1.5])
     np.testing.assert_array_equal(path.states[0], x0)
-    assert (path.heat, path.reduced, path.diverged, path.lam) == (None,) * 4
+    assert (path.heat, path.work, path.reduced, path.diverged, path.lam) == (None,) * 5
     assert path.key == tuple(np.random.SeedSequence(0).generate_state(2).tolist())
 
 
@@ -249,9 +249,20 @@ class Full:
         ({"method": "rk5"}, ValueError, "method='rk5' is unknown; choose one of 'euler', 'heun'"),
         ({"method": "rk4"}, ValueError, 'method="rk4" is for dynamics without noise'),
         ({"on_divergence": "stop"}, ValueError, "on_divergence='stop' is unknown; choose one of 'raise', 'mark'"),
+        (
+            {"work": True},
+            ValueError,
+            "Langevin(Drift(double_well(x, t, height)), dim=1) has no energy: write its force as a",
+        ),
+        ({"process": td.Linear([[-1.0]]), "work": True}, ValueError, "Linear(d = 1) has no energy: write its force as a po"),
+        ({"progress": True}, TypeError, "progress must be a function (done, total), False or None, got True"),
         ({"chunk": 0}, ValueError, "chunk must be at least 1"),
         ({"rng": -1}, TypeError, "rng must be a non-negative integer"),
-        ({"out": "states.txt"}, ValueError, "out must be a .npy file or an array that takes slices, got 'states.txt'"),
+        (
+            {"out": "states.txt"},
+            ValueError,
+            "out must be a .npy file, a .zarr store or an array that takes slices, got 'states.txt'",
+        ),
         ({"out": np.zeros((2, 3))}, ValueError, "out must have shape (2, 3, 1), got (2, 3)"),
         ({"out": Full()}, TypeError, "out must hold floating-point numbers, got int64"),
         ({"out": 5}, ValueError, "out must have shape (2, 3, 1), got None"),

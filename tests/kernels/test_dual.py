@@ -102,13 +102,16 @@ FUNCTIONS = {
     "arcsin": (mpmath.asin, (-0.99, -0.5, 0.0, 1e-9, 0.9)),
     "arccos": (mpmath.acos, (-0.99, -0.5, 0.0, 1e-9, 0.9)),
     "absolute": (abs, (-30.0, -1e-9, 0.3, 1e6)),
+    "erf": (mpmath.erf, (-30.0, -1.5, 0.0, 1e-9, 0.3, 3.0)),
+    "erfc": (mpmath.erfc, (-30.0, -1.5, 0.0, 1e-9, 0.3, 3.0)),
 }
 
 
 def test_no_function_is_left_out() -> None:
-    of_two = {dual.power, dual.maximum, dual.minimum, dual.hypot}
+    of_two = {dual.power, dual.maximum, dual.minimum, dual.hypot, dual.arctan2, dual.copysign}
     named = {getattr(dual, name) for name in FUNCTIONS}
-    rest = set(dual.REPLACED.values()) - named - of_two
+    steps = {dual.REPLACED[function] for function in STEPS}
+    rest = set(dual.REPLACED.values()) - named - of_two - steps
     assert rest == {dual.REPLACED[np.square]}
 
 
@@ -134,6 +137,58 @@ def test_functions() -> None:
             assert found[k, 2] == found[k, 0]
 
 
+STEPS = [math.floor, math.ceil, math.trunc, np.floor, np.ceil, np.trunc, np.sign]
+
+
+@pytest.mark.parametrize("function", STEPS, ids=lambda function: f"{function.__module__} {function.__name__}")
+def test_steps_have_no_slope(function) -> None:
+    def energy(x, t):
+        return function(x[0]) * x[1] + x[0]
+
+    x = [-1.3, -0.2, 0.4, 2.7, 1e300]
+    found = td.potential(energy).at([(a, 0.6) for a in x])
+    assert found.tolist() == [[-1.0, -float(function(a))] for a in x]
+
+
+def test_steps_of_plain_numbers_are_what_python_says() -> None:
+    """Whole numbers from math, so that they serve as indices."""
+    levels = (1.0, 2.0, 4.0)
+
+    def energy(x, t, phase):
+        return levels[math.floor(phase)] * x[0] + np.floor(phase) * x[1] + math.copysign(phase, -1.0) * x[1]
+
+    assert force(energy, (0.3, 0.4), (2.5,)).tolist() == [-4.0, 0.5]
+
+
+@pytest.mark.parametrize("function", [math.atan2, np.arctan2])
+def test_angles(function) -> None:
+    """In all four quadrants, and where squares would leave the numbers."""
+
+    @td.potential
+    def winding(x, t, k):
+        return k * function(x[1], x[0]) + function(x[0], 2.0) + function(2.0, x[1]) + k * function(k, -1.0)
+
+    for scale in (1.0, 1e-200, 1e200):
+        for x, y in scale * np.array([(0.3, 0.4), (-0.3, 0.4), (-0.3, -0.4), (0.3, -0.4), (0.0, 1.0), (-1.0, 1e-9)]):
+            r = math.hypot(x, y)
+            expected = [3.0 * (y / r) / r, -3.0 * (x / r) / r]
+            expected[0] -= 0.5 / (1.0 + min(abs(x), 1e150) ** 2 / 4.0)
+            expected[1] += 0.5 / (1.0 + min(abs(y), 1e150) ** 2 / 4.0)
+            np.testing.assert_allclose(winding.at([(x, y)], 0.0, (3.0,))[0], expected, rtol=1e-14, atol=1e-16)
+
+
+@pytest.mark.parametrize("function", [math.copysign, np.copysign])
+def test_signs_are_copied_with_the_slope(function) -> None:
+    @td.potential
+    def energy(x, t):
+        return function(x[0], x[1]) + 2.0 * function(3.0, x[0]) + 4.0 * function(x[0], -2.0)
+
+    for x in (-0.7, 0.3):
+        for y in (-2.0, 1e-300):
+            expected = np.sign(x) * np.sign(y) - 4.0 * np.sign(x)
+            assert energy.at([(x, y)]).tolist() == [[-expected, 0.0]]
+
+
 OF_TWO = {
     "pow": lambda a, b: math.pow(a, b),
     "hypot": lambda a, b: math.hypot(a, b),
@@ -145,6 +200,7 @@ OF_TWO = {
     "abs": lambda a, b: abs(a - b) + abs(-a),
     "float": lambda a, b: float(a) * b,
     "square": lambda a, b: np.square(a) * b,
+    "floordiv": lambda a, b: 5 * a // b * a + b // 0.3 + 2.5 // a * b,
 }
 EXPECTED = {
     "pow": lambda a, b: (a**b, b * a ** (b - 1), a**b * np.log(a)),
@@ -161,6 +217,7 @@ EXPECTED = {
     "abs": lambda a, b: (abs(a - b) + a, np.sign(a - b) + 1, -np.sign(a - b)),
     "float": lambda a, b: (a * b, b, a),
     "square": lambda a, b: (a * a * b, 2 * a * b, a * a),
+    "floordiv": lambda a, b: (5 * a // b * a + b // 0.3 + 2.5 // a * b, 5 * a // b, 2.5 // a),
 }
 
 

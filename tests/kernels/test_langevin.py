@@ -17,20 +17,21 @@ RULES = {
 }  # fmt: skip
 
 
-def run(process, rule: str, start: np.ndarray, times, counts, heat: bool = False, first: int = 0, step: int = 0):
-    """States (T, d, n), and heats (T, n) where asked for."""
+def run(process, rule: str, start: np.ndarray, times, counts, heat=False, work=False, first: int = 0, step: int = 0):
+    """States (T, d, n), and heats and works (T, n) where asked for."""
     times, counts = np.asarray(times, dtype=float), np.asarray(counts)
     blocks, states = start.shape[1] // LANES, np.empty((times.size, *start.shape))
     states[0] = start
-    heats = np.zeros((times.size, start.shape[1])) if heat else np.zeros((0, 0))
+    heats, works = (np.zeros((times.size, start.shape[1]) if kept else (0, 0)) for kept in (heat, work))
     widths, made = np.diff(times) / counts, process.compiled()
     kind = langevin.NONE if process.noiseless else langevin.STATE if process.state_dependent else langevin.ADDITIVE
     middles = np.concatenate([t + h * (np.arange(n) + 0.5) for t, h, n in zip(times[:-1], widths, counts, strict=True)])
     langevin.langevin(
-        made.field, made.params, made.noise, made.noise_params, kind, process.mix(middles), made.twist, KEY, RULES[rule],
-        first, first + blocks, step, times[:-1].copy(), widths, counts, made.walls, states, heats,
+        made.field, made.params, process.energy() if work else made.field, made.noise, made.noise_params, kind,
+        process.mix(middles), made.twist, KEY, RULES[rule], first, first + blocks, step, times[:-1].copy(), widths, counts,
+        made.walls, states, heats, works,
     )  # fmt: skip
-    return (states, heats) if heat else states
+    return tuple(x for x, kept in ((states, True), (heats, heat), (works, work)) if kept) if heat or work else states
 
 
 def normals(dim: int, n: int, steps: int, first: int = 0) -> np.ndarray:
@@ -323,7 +324,7 @@ def test_walls_fold_by_the_books() -> None:
 
 
 def test_heat_of_a_resting_trap_is_the_energy_lost() -> None:
-    """First law: for a quadratic energy the midpoint rule is exact, path by path, however large the step."""
+    """First law: for a quadratic energy the rule is exact, path by path, however large the step."""
 
     @td.potential
     def trap(x, t, k):
@@ -333,6 +334,69 @@ def test_heat_of_a_resting_trap_is_the_energy_lost() -> None:
     states, heats = run(td.Langevin(trap, (1.5,), MATRIX, dim=2), "euler", x, [0.0, 0.4, 1.0], [4, 5], heat=True)
     energy = 0.75 * (states[:, 0] ** 2 + 2.0 * (states[:, 1] - states[:, 0]) ** 2)
     np.testing.assert_allclose(heats, energy[0] - energy, rtol=1e-12, atol=1e-12)
+
+
+@td.potential
+def shaken(x, t):
+    """Anharmonic, and changing in shape and place."""
+    return (1.0 + 0.5 * np.sin(2.0 * t)) * (0.25 * x[0] ** 4 - 0.5 * x[0] ** 2) + 0.5 * (x[1] - x[0] + t * t) ** 2
+
+
+def shaken_by_numpy(x: np.ndarray, t: float) -> np.ndarray:
+    return (1.0 + 0.5 * np.sin(2.0 * t)) * (0.25 * x[0] ** 4 - 0.5 * x[0] ** 2) + 0.5 * (x[1] - x[0] + t * t) ** 2
+
+
+@pytest.mark.parametrize("rule", ["euler", "heun"])
+def test_the_first_law_holds_to_second_order_along_each_path(rule: str) -> None:
+    process, start, errors = td.Langevin(shaken, (), [0.5, 0.3], dim=2), starts(2, 20), []
+    for steps in (32, 64, 128, 256):
+        states, heats, works = run(process, rule, start, [0.2, 1.2], [steps], heat=True, work=True)
+        gained = shaken_by_numpy(states[1], 1.2) - shaken_by_numpy(states[0], 0.2)
+        errors.append(np.sqrt(np.mean((works[1] - heats[1] - gained) ** 2)))
+    assert abs(slope_of(np.array(errors)) - 2.0) < 0.1
+    assert errors[-1] < 1e-5
+
+
+def test_no_work_is_done_by_an_energy_that_rests() -> None:
+    @td.potential
+    def resting_energy(x, t, a):
+        return a * np.exp(x[0]) * np.cos(x[1]) + x[0] ** 4
+
+    process = td.Langevin(resting_energy, (0.3,), MATRIX, dim=2)
+    for rule in ("euler", "heun"):
+        _, works = run(process, rule, starts(2), [0.0, 0.5], [20], work=True)
+        assert np.all(works == 0.0)
+
+
+@td.potential
+def tilted(x, t, g):
+    return g * t * x[0] + 0.3 * x[1]
+
+
+def test_walls_that_reflect_take_no_heat() -> None:
+    """Steps that often fold: what a path gains is still work less heat, to rounding where the energy is linear."""
+    walls = {0: ("reflecting", -1.0, 0.5), 1: ("reflecting", -0.5, 1.0)}
+    process = td.Langevin(tilted, (2.0,), 1.0, dim=2, boundaries=walls)
+    start = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 4 * LANES))
+    states, heats, works = run(process, "euler", start, [0.5, 1.0, 2.5], [10, 30], heat=True, work=True)
+    energy = 2.0 * np.array([0.5, 1.0, 2.5])[:, None] * states[:, 0] + 0.3 * states[:, 1]
+    np.testing.assert_allclose(works - heats, energy - energy[0], rtol=0.0, atol=1e-13)
+
+
+def test_heat_around_a_ring_is_not_cut_at_its_ends() -> None:
+    """A constant force: heat is force times the unwrapped distance."""
+
+    @td.drift
+    def driven(x, t, force):
+        return (force,)
+
+    start = np.zeros((1, LANES))
+    ring, line = (
+        run(td.Langevin(driven, (2.0,), 0.5, dim=1, boundaries=walls), "euler", start, [0.0, 3.0], [30], heat=True)
+        for walls in ({0: ("periodic", -1.0, 1.0)}, None)
+    )
+    np.testing.assert_allclose(ring[1][1], 2.0 * line[0][1, 0], rtol=1e-13)
+    assert np.abs(ring[0]).max() <= 1.0
 
 
 def test_heat_and_entropy_of_the_dragged_trap() -> None:

@@ -103,6 +103,26 @@ def test_helpers_are_differentiated() -> None:
     np.testing.assert_allclose(run(energy, "gradient", x), expected, rtol=1e-14, atol=1e-13)
 
 
+def test_the_energy_of_a_potential() -> None:
+    """The function itself, with all that duals can take, in the first row and nowhere else."""
+
+    def energy(x, t, k):
+        total = 0
+        for value in x:
+            total += k * value**2 + helper(value)
+        if x[0] > 0.5:
+            return total
+        return total + math.erf(x[0]) * np.arctan2(x[1], 2.0) + max(x[1], 0.3, t) + math.floor(x[0]) + x[1] // 0.3
+
+    x = np.array([arguments(-3.0, 3.0), arguments(-2.0, 5.0)])
+    found = run(energy, "energy", x, (2.0,), t=1.25)
+    np.testing.assert_allclose(found[0], [energy(point, 1.25, 2.0) for point in x.T], rtol=1e-14, atol=1e-14)
+    kernel = lane_field(lambda x, t: 3, 2, 0, "energy")
+    out = np.full((2, LANES), -1.0)
+    kernel.dispatcher(x, np.zeros(4), np.zeros(0), out)
+    np.testing.assert_array_equal(out, [[3.0] * LANES, [-1.0] * LANES])
+
+
 def test_whole_numbers_serve_as_arguments_and_results() -> None:
     def whole(x, t):
         return math.exp(1) + math.log(2) + np.sin(3) + math.sqrt(4), 1
@@ -314,8 +334,8 @@ def test_mistakes_get_a_sentence(name: str) -> None:
 def test_mistakes_in_potentials_get_a_sentence() -> None:
     for function, message in (
         (lambda x, t: (x[0], x[1]), "must return one number, the energy, got (0.1, 0.11)"),
-        (lambda x, t: math.erf(x[0]), "erf cannot be used in it, or not on these arguments"),
-        (lambda x, t: x[0] // 1.0, "floordiv cannot be used in it"),
+        (lambda x, t: math.gamma(x[0]), "gamma cannot be used in it, or not on these arguments"),
+        (lambda x, t: divmod(x[0], 1.0)[0], "divmod cannot be used in it"),
     ):
         with pytest.raises(TypeError, match=re.escape(message)):
             td.potential(function).at(np.zeros((1, 2)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,17 @@ import pytest
 import torch
 
 from thermodiff.densities import Gaussian, GaussianMixture, Samples
-from thermodiff.learned.batches import UNIFORM_EDGE, Batch, LamProposal, Source, batches, lam_rows, time_rows
-from thermodiff.learned.networks import torch_generator
+from thermodiff.learned.batches import (
+    UNIFORM_EDGE,
+    UNLABELLED_SHARE,
+    Batch,
+    LamProposal,
+    Source,
+    Stream,
+    lam_rows,
+    time_rows,
+)
+from thermodiff.learned.images import Images
 from thermodiff.schedules import VE, VP, Cosine, Schedule, StraightLine, SubVP
 
 SCHEDULES = [VP(), VP(scale=0.1), StraightLine(scale=0.1), VE(), SubVP(), Cosine(scale=2.0)]
@@ -135,6 +143,11 @@ def test_source_of_a_law(law: Any) -> None:
     np.testing.assert_allclose(source.variances(), np.linalg.eigvalsh(covariance))
 
 
+def test_a_covariance_that_overflows_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"data.covariance\(\) holds 4 values that are nan or infinite"):
+        Source(Samples([[1e200, 0.0], [0.0, 1e200]])).moments()
+
+
 def test_source_of_images() -> None:
     images = np.random.default_rng(0).random((20, 1, 24, 24)).astype(np.float32)
     source = Source(images)
@@ -143,7 +156,7 @@ def test_source_of_images() -> None:
     assert source.variances().shape == (576,)
     np.testing.assert_allclose(source.variances(), images.reshape(20, -1).var(0), rtol=1e-4)
     small = Source(images[:, :, :4, :4])
-    assert small.variances().sum() == pytest.approx(np.trace(small.moments()[1]), rel=1e-6)
+    assert small.variances().sum() == pytest.approx(small.moments()[1].sum(), rel=1e-6)
 
 
 def test_float32_images_are_not_copied() -> None:
@@ -171,16 +184,20 @@ def test_source_refuses(data: Any, message: str) -> None:
 # The batches
 
 
-def stream(batch: int, pairs: bool, seed: int = 0, data: Any = None) -> Any:
+def stream(batch: int, pairs: bool, seed: int = 0, data: Any = None, **options: Any) -> Stream:
     source = Source(Gaussian([0.0, 0.0], std=1.0) if data is None else data)
     rows = partial(lam_rows, VP(), proposal(VP(), variances=(1.0,)), True)
-    return batches(source, rows, batch, pairs, np.random.default_rng(seed), torch_generator(seed), torch.device("cpu"))
+    return Stream(source, rows, batch, pairs, (seed, 1), torch.device("cpu"), **options)
+
+
+def first(made: Stream, n: int) -> list[Batch]:
+    return [made(step) for step in range(n)]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 9, 64])
 @pytest.mark.parametrize("pairs", [True, False])
 def test_shapes(batch: int, pairs: bool) -> None:
-    for got in islice(stream(batch, pairs), 3):
+    for got in first(stream(batch, pairs), 3):
         assert isinstance(got, Batch)
         assert got.x0.shape == got.z.shape == (batch, 2)
         assert got.weights.shape == (batch,)
@@ -194,7 +211,7 @@ def test_pairs(batch: int) -> None:
     """(x_0, z) and (x_0, -z) at one lam; one lam in each of equal shares of the proposal."""
     law = proposal(VP(), variances=(1.0,))
     half = (batch + 1) // 2
-    for got in islice(stream(batch, True), 5):
+    for got in first(stream(batch, True), 5):
         rest = batch - half
         assert torch.equal(got.x0[:rest], got.x0[half:])
         assert torch.equal(got.z[:rest], -got.z[half:])
@@ -205,7 +222,7 @@ def test_pairs(batch: int) -> None:
 
 
 def test_without_pairs_all_is_independent() -> None:
-    got = next(stream(4000, False))
+    got = stream(4000, False)(0)
     assert len(torch.unique(got.x0[:, 0])) == 4000
     assert len(torch.unique(got.z[:, 0])) == 4000
     assert len(torch.unique(got.row.lam)) > 3990
@@ -215,7 +232,7 @@ def test_without_pairs_all_is_independent() -> None:
 
 
 def test_batches_differ_and_seeds_fix_them() -> None:
-    one, two, other = (list(islice(stream(16, True, seed), 4)) for seed in (1, 1, 2))
+    one, two, other = (first(stream(16, True, seed), 4) for seed in (1, 1, 2))
     for a, b, c in zip(one, two, other, strict=True):
         assert torch.equal(a.x0, b.x0)
         assert torch.equal(a.z, b.z)
@@ -227,13 +244,77 @@ def test_batches_differ_and_seeds_fix_them() -> None:
     assert not torch.equal(one[0].row.lam, one[1].row.lam)
 
 
-def test_more_batches_than_one_draw_of_data() -> None:
-    """Data come in chunks of 2^18 numbers: the stream goes on beyond the first."""
+def equal(one: Batch, two: Batch) -> bool:
+    pairs = zip([*one.row, one.x0, one.z, one.weights], [*two.row, two.x0, two.z, two.weights], strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_batches_by_number_in_any_order() -> None:
+    """Draws come in chunks of 2^18 numbers; a batch beyond the first chunk needs none of those before it."""
     images = np.random.default_rng(0).random((5, 1, 64, 64)).astype(np.float32)
-    rows = partial(lam_rows, VP(), proposal(VP()), True)
-    source = Source(images)
-    endless = batches(source, rows, 32, False, np.random.default_rng(0), torch_generator(0), torch.device("cpu"))
-    got = list(islice(endless, 5))
+    made = stream(32, False, data=images)
+    got = first(made, 5)
+    assert made._length == 2
     assert [entry.x0.shape for entry in got] == [(32, 1, 64, 64)] * 5
     assert got[0].row.sigma.shape == (32, 1, 1, 1)
     assert not torch.equal(got[0].z, got[4].z)
+    again = stream(32, False, data=images)
+    assert equal(again(4), got[4])
+    assert equal(again(1), got[1])
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_processes_share_the_batch_of_one(pairs: bool) -> None:
+    whole = stream(12, pairs)
+    parts = [stream(12, pairs, rank=rank, ranks=3) for rank in range(3)]
+    for step in (0, 1, 30_000):
+        for rank, part in enumerate(parts):
+            full = whole(step)
+            chosen = Batch(
+                full.x0[rank::3], full.z[rank::3], type(full.row)(*(v[rank::3] for v in full.row)), full.weights[rank::3]
+            )
+            assert equal(part(step), chosen)
+
+
+# Labelled images
+
+
+def labelled(n: int = 6) -> Images:
+    values = np.arange(n, dtype=np.uint8)[:, None, None] * np.ones((1, 4, 4), dtype=np.uint8)
+    return Images(values, labels=np.arange(n) % 3)
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_labels_go_with_their_images_and_some_are_hidden(pairs: bool) -> None:
+    got = stream(4000, pairs, data=labelled(), unlabelled=3)(0)
+    assert got.labels is not None
+    number = torch.round((got.x0[:, 0, 0, 0] + 1.0) * 127.5).long()
+    shown = got.labels != 3
+    assert torch.equal(got.labels[shown], number[shown] % 3)
+    independent = 2000 if pairs else 4000
+    error = np.sqrt(UNLABELLED_SHARE * (1.0 - UNLABELLED_SHARE) / independent)
+    assert abs(1.0 - shown.double().mean().item() - UNLABELLED_SHARE) < 4.0 * error
+    assert stream(8, pairs, data=labelled())(0).labels is None
+
+
+def test_source_of_labelled_images() -> None:
+    images = labelled()
+    source = Source(images)
+    assert (source.shape, source.classes) == ((1, 4, 4), 3)
+    mean, variances = source.moments()
+    flat = np.asarray(images).reshape(6, -1)
+    np.testing.assert_allclose(mean, flat.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(variances, flat.var(0), rtol=1e-5)
+    assert source.variances().sum() == pytest.approx(variances.sum(), rel=1e-6)
+
+
+def test_fingerprints_tell_data_apart() -> None:
+    points = np.random.default_rng(0).normal(size=(9, 2))
+    grey = np.random.default_rng(0).integers(0, 256, (9, 4, 4), dtype=np.uint8)
+    sources = [
+        points, points + 1e-3, points[::-1].copy(), Images(grey), Images(grey, span=(0.0, 1.0)),
+        Images(grey, labels=np.zeros(9, dtype=int)), Gaussian([0.0, 0.0], std=1.0), Gaussian([0.0, 0.0], std=1.1),
+    ]  # fmt: skip
+    prints = [Source(data).fingerprint() for data in sources]
+    assert len(set(prints)) == len(prints)
+    assert prints == [Source(data).fingerprint() for data in sources]

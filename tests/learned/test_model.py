@@ -91,6 +91,39 @@ def test_scaled_control_against_the_closed_form(noise: Schedule, total: float, c
     assert z_score(learned, "mismatch", (1.0 - c) ** 2 * total) < 4.0
 
 
+@pytest.mark.parametrize("predicts", PREDICTS)
+def test_every_kind_against_the_closed_form(predicts: str) -> None:
+    """In float32, the control of a mixture times 0.8: S_NN, mismatch and KL bound within four standard errors."""
+    law = GaussianMixture(**BIM1.columns)
+    net = Exact(law, VP(), predicts, control=0.8)
+    learned = learned_ledger(net, VP(), data=law, predicts=predicts, nodes=48, samples=2048)
+    total, prior = 0.570159781595, 1.198e-8
+    assert z_score(learned, "neural", 0.64 * total) < 4.0
+    assert z_score(learned, "mismatch", 0.04 * total) < 4.0
+    assert z_score(learned, "kl_bound", 0.04 * total + prior) < 4.0
+    assert learned.total("mismatch").error < 0.02 * 0.04 * total
+    assert learned.total("neural").error < 0.02 * 0.64 * total
+
+
+def test_paired_differences_are_true() -> None:
+    """Over 60 seeds, learned less exact and model A less model B: RMS z near 1, errors far below those of the rows."""
+    window, z, gain = (-6.0, 6.0), [], []
+    for seed in range(60):
+        options = {"rng": seed, "samples": 300, "nodes": 12}
+        first, second = (learned_ledger(Exact(LAW, VP(), control=c), VP(), window, **options) for c in (0.9, 1.05))
+        exact = exact_ledger(VP(), window, **options)
+        differences = [compare(exact, first).differences["neural - total"]]
+        differences += [compare(first, second).differences[row] for row in ("neural", "mismatch")]
+        total = exact.oracle.value
+        expected = np.array([0.9**2 - 1.0, 1.05**2 - 0.9**2, 0.05**2 - 0.1**2]) * total
+        z.append([(d.value - e) / d.error for d, e in zip(differences, expected, strict=True)])
+        unpaired = second.total("neural") - first.total("neural")
+        gain.append(differences[1].error / unpaired.error)
+    rms = np.sqrt(np.mean(np.square(z), axis=0))
+    assert np.all((rms > 0.75) & (rms < 1.25)), rms
+    assert np.max(gain) < 0.5
+
+
 @pytest.mark.parametrize(
     ("c", "neural", "mismatch", "bound"),
     [

@@ -34,21 +34,36 @@ from thermodiff.schedules import VE, VP, CondOT, Schedule, StraightLine, SubVP
 # Samples
 
 
-def test_samples_have_medium_and_neural_only() -> None:
+def test_samples_have_medium_neural_and_denoising_only() -> None:
     points = LAW.sample(50, 0)
     ledger = learned_ledger(Peaks(VP()), VP(), (-8.0, 4.0), data=Samples(points), predicts="score", samples=500)
-    assert set(ledger.rows) == {"medium", "neural"}
+    assert set(ledger.rows) == {"medium", "neural", "denoising"}
     assert ledger.oracle is None
     assert ledger.clusters == 50
-    with pytest.raises(KeyError, match=r"no row 'mismatch' \(it needs data whose score is known\); .* medium, neural"):
+    with pytest.raises(
+        KeyError, match=r"no row 'mismatch' \(it needs data whose score is known\); .* medium, neural, denoising"
+    ):
         ledger.total("mismatch")
     for row in ("total", "prior", "kl_bound", "neural - total"):
-        with pytest.raises(KeyError, match="its rows are medium, neural"):
+        with pytest.raises(KeyError, match="its rows are medium, neural, denoising"):
             ledger.total(row)
     # An array is taken as Samples.
     same = learned_ledger(Peaks(VP()), VP(), (-8.0, 4.0), data=points, predicts="score", samples=500)
     assert np.array_equal(same.samples["neural"], ledger.samples["neural"])
     assert np.array_equal(same.samples["medium"], ledger.samples["medium"])
+
+
+def test_denoising_is_mismatch_and_gap() -> None:
+    """On points of the law itself: E|b_theta + z|^2 = E|b_theta - b|^2 + E|b + z|^2, the last integrates to I(X_0; X_lam)."""
+    noise, window, law = VP(), (-6.0, 4.0), Gaussian([0.4, -0.3], std=0.6)
+    net = Exact(law, noise, change=lambda e: 0.8 * e)
+    ledger = learned_ledger(net, noise, window, data=law.sample(4000, 0), samples=4000)
+    exact = learned_ledger(net, noise, window, data=law, samples=4000)
+    alpha2 = 1.0 / (1.0 + np.exp(-np.array(window)))
+    gap = np.log1p(alpha2 * 0.36 / (1.0 - alpha2))  # d = 2
+    expected = exact.total("mismatch").value + gap[1] - gap[0]
+    assert z_score(ledger, "denoising", expected, rounding=4.0 * exact.total("mismatch").error) < 4.0
+    assert ledger.total("denoising").error < 0.02 * expected
 
 
 @pytest.mark.parametrize("data", [Samples(MEANS), MEANS, PointCloud(MEANS)], ids=["Samples", "array", "PointCloud"])
@@ -193,7 +208,7 @@ def test_batches_do_not_matter() -> None:
         np.testing.assert_allclose(parts.samples[row], whole.samples[row], rtol=0.0, atol=1e-5 * size)
     counter = Recording()
     learned_ledger(counter, VP(), batch=100, nodes=1, samples=350)
-    assert [seen[3] for seen in counter.seen] == [100, 100, 100, 50]
+    assert [seen[3] for seen in counter.seen][-4:] == [100, 100, 100, 50]
 
 
 @pytest.mark.parametrize(

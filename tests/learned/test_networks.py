@@ -111,3 +111,28 @@ def test_times_may_be_expanded_or_float32() -> None:
     torch.testing.assert_close(net(x, t.expand(4)), full)
     torch.testing.assert_close(net(x, t.float().expand(4)), full)
     torch.testing.assert_close(net(x, t.expand(4).clone().requires_grad_()), full)
+
+
+@pytest.mark.parametrize("distinct", [1, 3, 8])
+def test_repeated_times_are_evaluated_once_and_change_nothing(distinct: int) -> None:
+    net, seen = EntropyMLP(2, rng=0), []
+    net.embed_t.register_forward_hook(lambda module, given, out: seen.append(len(out)))
+    x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    t = torch.linspace(0.1, 0.9, distinct, dtype=torch.float64)[torch.arange(8) % distinct].float()
+    single = torch.cat([net(x[k : k + 1], t[k : k + 1]) for k in range(8)])
+    slopes = torch.autograd.grad(single.square().sum(), list(net.parameters()))
+    seen.clear()
+    out = net(x, t)
+    assert seen == [distinct]
+    torch.testing.assert_close(out, single)
+    for one, two in zip(torch.autograd.grad(out.square().sum(), list(net.parameters())), slopes, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+def test_jacobian_of_the_published_network_with_one_time() -> None:
+    net = EntropyMLP(3, rng=0).double()
+    x, t = torch.ones(4, 3, dtype=torch.float64), torch.full((4,), 0.2, dtype=torch.float64)
+    tangents = torch.eye(3, dtype=torch.float64)[:, None, :].expand(3, 4, 3)
+    forward = torch.func.vmap(lambda v: torch.func.jvp(lambda y: net(y, t), (x,), (v,))[1])(tangents)
+    reverse = torch.autograd.functional.jacobian(lambda y: net(y, t).sum(0), x)
+    torch.testing.assert_close(forward.permute(2, 1, 0), reverse)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from thermodiff.learned.predict import PREDICTS, dimensionless_score, drift_term, target, tensor_row
+from thermodiff.learned.predict import PREDICTS, ask, dimensionless_score, drift_term, target, tensor_row
 from thermodiff.schedules import VE, VP, CondOT, Cosine, Row, Schedule, StraightLine, SubVP
 
 SCHEDULES = [VP(), VP(scale=0.1), StraightLine(scale=0.1), VE(), SubVP(), Cosine(scale=2.0), CondOT(scale=0.5)]
@@ -57,10 +57,29 @@ def test_meaning(noise: Schedule) -> None:
         "x0": x0,
         "v": alpha * z - sigma / getattr(noise, "scale", 1.0) * x0,
         "flow": f - diffusivity * score,
+        "edm": x0,
     }
     np.testing.assert_allclose(drift_term(x, row), sigma * f / diffusivity, rtol=1e-9)
     for predicts, output in expected.items():
         np.testing.assert_allclose(target(predicts, b, x, row, noise), output, rtol=1e-9, atol=1e-9, err_msg=predicts)
+
+
+def test_how_a_network_is_asked() -> None:
+    """net(x, t); an EDM denoiser sees the point and the noise level beside data of factor 1."""
+    x, row = torch.ones(3, 2, dtype=torch.float64), VP().at(np.array([-1.0, 0.0, 2.0]))
+    for rows in (tensor_row(row, x), Row(*(values[1] for values in row))):
+        seen = [
+            ask(lambda points, t: (points, t), predicts, x, rows, dtype)
+            for predicts, dtype in (("x0", None), ("edm", None), ("edm", torch.float32))
+        ]
+        scalar = not isinstance(rows.lam, torch.Tensor)
+        alpha, sigma, time = (values[[1, 1, 1]] if scalar else values for values in (row.alpha, row.sigma, row.time))
+        np.testing.assert_array_equal(seen[0][0], x)
+        np.testing.assert_allclose(seen[0][1], time, rtol=1e-15)
+        np.testing.assert_allclose(seen[1][0], x.numpy() / alpha[:, None], rtol=1e-15)
+        np.testing.assert_allclose(seen[1][1], sigma / alpha, rtol=1e-15)
+        assert {values.dtype for values in seen[2]} == {torch.float32}
+        assert all(points.shape == (3, 2) and t.shape == (3,) for points, t in seen)
 
 
 def test_images_broadcast() -> None:

@@ -57,6 +57,11 @@ def compare(first: Ledger, second: Ledger) -> Comparison:
         Made with the same ``rng``, ``nodes`` and window, so that sample i of both is the same draw.  With different
         numbers of samples the common ones are compared, and most of the gain of pairing is lost.
 
+    Notes
+    -----
+    On one law under one schedule the nodes err alike, and what they may be off cancels like the noise; on different ones
+    the errors of both are added in quadrature.
+
     Raises
     ------
     TypeError, ValueError
@@ -97,8 +102,22 @@ def _paired(one: Ledger, one_row: str, two: Ledger, two_row: str) -> Estimate:
         return one.total(one_row) - two.total(two_row)
     n = min(one.sample_count, two.sample_count)
     gap = one.samples[one_row][:n] - two.samples[two_row][:n]
-    rounding = max(ledger.quadrature.get("neural - total", 0.0) for ledger in (one, two)) if one_row != two_row else 0.0
-    return Estimate(float(np.mean(gap)), float(np.hypot(standard_error(gap, one.clusters), rounding)))
+    nodes = _node_error(one, one_row, two, two_row)
+    return Estimate(float(np.mean(gap)), float(np.hypot(standard_error(gap, one.clusters), nodes)))
+
+
+def _node_error(one: Ledger, one_row: str, two: Ledger, two_row: str) -> float:
+    """What the nodes may add to a difference.  On one law under one schedule they err alike, in proportion to the rows."""
+    first, second = one.quadrature.get(one_row, 0.0), two.quadrature.get(two_row, 0.0)
+    if any(
+        left.get(row) != right.get(row)
+        for row in ("total", "system", "medium")
+        for left, right in ((one.quadrature, two.quadrature), (one.corrections, two.corrections))
+    ):
+        return float(np.hypot(first, second))
+    if one_row == two_row:
+        return abs(first - second)
+    return max(ledger.quadrature.get("neural - total", 0.0) for ledger in (one, two))
 
 
 def ratio(learned: Ledger, exact: Ledger) -> Estimate:

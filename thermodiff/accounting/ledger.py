@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from thermodiff._check import choice, write_atomically
 from thermodiff.accounting.estimate import Estimate
 from thermodiff.accounting.nodes import running_integral
+from thermodiff.accounting.record import fields, require_totals
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -160,38 +161,11 @@ class Ledger:
             record = json.loads(Path(path).read_bytes())
             if record["format"] != FORMAT:
                 raise ValueError(f"format {record['format']!r}")
-            return cls._from_dict(record)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            ledger = cls(**fields(record))
+            require_totals(record, {row: ledger.total(row) for row in ledger.rows})
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
             raise ValueError(f"{path} is not a ledger written by Ledger.save ({error}); save it again.") from None
-
-    @classmethod
-    def _from_dict(cls, record: Mapping[str, Any]) -> Ledger:
-        def arrays(name: str) -> dict[str, FloatArray]:
-            return {row: np.array(values, dtype=np.float64) for row, values in record[name].items()}
-
-        oracle = record["oracle"]
-        nodes = len(record["lam"])
-        columns = [*record["rates"].values(), *record["rate_errors"].values(), record["times"], record["weights"]]
-        lengths = {len(values) for values in record["integrals"].values()}
-        if not nodes or any(len(column) != nodes for column in columns) or len(lengths) != 1 or 0 in lengths:
-            raise ValueError("its arrays do not fit together")
-        return cls(
-            samples=arrays("integrals"),
-            rates=arrays("rates"),
-            rate_errors=arrays("rate_errors"),
-            lam=np.array(record["lam"], dtype=np.float64),
-            times=np.array(record["times"], dtype=np.float64),
-            weights=np.array(record["weights"], dtype=np.float64),
-            lam_per_time=np.array(record["lam_per_time"], dtype=np.float64),
-            window=(float(record["window"][0]), float(record["window"][1])),
-            key=(int(record["key"][0]), int(record["key"][1])),
-            about=dict(record["about"]),
-            clusters=record["clusters"],
-            quadrature=dict(record["quadrature"]),
-            corrections=dict(record["corrections"]),
-            fixed={row: Estimate(**estimate) for row, estimate in record["fixed"].items()},
-            check=None if oracle is None else Estimate(**oracle),
-        )
+        return ledger
 
     @property
     def sample_count(self) -> int:

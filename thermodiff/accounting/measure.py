@@ -16,7 +16,7 @@ from thermodiff.accounting import moments
 from thermodiff.accounting.estimate import Estimate
 from thermodiff.accounting.ledger import Ledger
 from thermodiff.accounting.moments import Plan, Scalars
-from thermodiff.accounting.nodes import gauss_legendre
+from thermodiff.accounting.nodes import MOST_NODES, gauss_legendre
 from thermodiff.accounting.quadrature import Scales, quadrature_errors
 from thermodiff.schedules import Row, Schedule
 
@@ -26,7 +26,7 @@ Key = npt.NDArray[np.uint32]
 SAMPLES_PER_TASK = 131_072
 """Over the nodes of a task: so many that workers seldom wait for each other, few enough to share."""
 
-ORDER = ("total", "system", "medium", "neural", "mismatch", "residual")
+ORDER = ("total", "system", "medium", "neural", "mismatch", "denoising", "residual")
 """Of the rows in a ledger."""
 
 
@@ -106,7 +106,7 @@ def account(
     ----------
     source : Diffusion or LearnedDiffusion
     nodes : int
-        Gauss-Legendre nodes in log-SNR.
+        Gauss-Legendre nodes in log-SNR, at most 4096.
     samples : int
         Draws per node, independent between nodes.
     rng : int, SeedSequence, Generator or None
@@ -147,7 +147,7 @@ def account(
         )
     if executor is not None and not hasattr(executor, "submit"):
         raise TypeError(f"executor must be a concurrent.futures.Executor, got {executor!r:.60}.")
-    nodes, samples = count("nodes", nodes), count("samples", samples, 2)
+    nodes, samples = count("nodes", nodes, most=MOST_NODES), count("samples", samples, 2)
     chunk = None if chunk is None else count("chunk", chunk)
     if divergence is not None:
         choice("divergence", divergence, ("exact", "hutchinson"))
@@ -155,8 +155,9 @@ def account(
     key = seed_words(rng)
     node_lam, weights = gauss_legendre(*window, nodes)
     row = source.noise.at(node_lam)
-    scalars = _scalars(source, row)
-    plan = moments.plan(source.products(divergence), scalars, samples)
+    with np.errstate(over="ignore", invalid="ignore"):  # integrands that overflow are refused where they are averaged
+        scalars = _scalars(source, row)
+        plan = moments.plan(source.products(divergence), scalars, samples)
     together = max(1, min(8, SAMPLES_PER_TASK // samples)) if source.concurrent else 1
     tasks = [slice(first, min(first + together, nodes)) for first in range(0, nodes, together)]
     work = partial(_measure, source, key, row, weights, samples, divergence, chunk, plan, tasks)
@@ -282,5 +283,5 @@ def _correct_quadrature(
     for row, correction in corrections.items():
         integrals[row] = integrals[row] + correction
     # A network answers in its own precision; in a paired difference that may be all there is.
-    errors["neural - total"] = source.precision * abs(total)
+    errors["neural - total"] = source.precision * abs(total) + abs(errors.get("neural", errors["total"]) - errors["total"])
     return errors, corrections

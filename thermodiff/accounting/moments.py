@@ -83,6 +83,8 @@ def values(names: tuple[str, ...], s: Scalars) -> dict[str, Row]:
         result["neural"] = Row({"xx": 0.5 * q**2, "xe": -q, "ee": 0.5})
     if "eb" in names:
         result["mismatch"] = Row({"ee": 0.5, "eb": -1.0, "bb": 0.5})
+    if "ec" in names:
+        result["denoising"] = Row({"ee": 0.5, "ec": -1.0, "cc": 0.5})
     if "ediv" in names:
         result["residual"] = Row({"xe": 0.5 * q, "ee": -0.5, "ediv": -0.5}, 0.5 * q * s.sigma * s.dim)
     elif "div" in names and "xe" not in names:

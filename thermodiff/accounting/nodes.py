@@ -10,6 +10,10 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float64]
 
 
+MOST_NODES = 4096
+"""In an account: finding the nodes takes time as the cube of their number."""
+
+
 @cache
 def _legendre(nodes: int) -> tuple[FloatArray, FloatArray]:
     """Nodes and weights in (-1, 1).  Kept: NumPy solves an eigenvalue problem for them, and the threads of its linear

@@ -83,6 +83,22 @@ program()
 print(time.perf_counter() - begin)
 """
 
+MEMORY = """
+import resource
+import numpy as np, thermodiff as td
+@td.drift
+def well(x, t, a, b):
+    return (a * x[0] - b * x[0] ** 3,)
+process = td.Langevin(well, params=(1.0, 1.0), diffusivity=0.5, dim=1)
+td.simulate(process, np.zeros((512, 1)), 0.1, 0.01, rng=0)
+start = np.ones(({paths}, 1))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+td.simulate(process, start, 1.0, 0.01, rng=0)
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(1024 * grown / start.nbytes)
+"""
+"""Prints the growth of the resident memory over the size of the array of states."""
+
 ACCOUNT = "import thermodiff as td\nprint(td.account(td.Diffusion(td.paper_mixture(3), td.VP()), rng=0).total('total'))"
 REVERSE = "import thermodiff as td\nprint(td.reverse(td.Diffusion(td.paper_mixture(2), td.VP()), 10_000, rng=0).final[0])"
 JAX_START = JAX.replace("jax.block_until_ready(solver(lambda x, k: -k * x)(x, key, 1.0))\n", "")

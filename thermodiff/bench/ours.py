@@ -39,13 +39,17 @@ def double_well(problem: DoubleWell, threads: int = 2) -> Callable[[], FloatArra
     p = problem
     process = td.Langevin(well, params=(p.a, p.b), diffusivity=p.diffusivity, dim=1)
     start, end = np.full((p.paths, 1), p.start), p.steps * p.dt
-    return lambda: td.simulate(process, start, end, p.dt, method="euler", rng=p.seed, executor=on(threads)).final
+    return lambda: (
+        td.simulate(process, start, end, p.dt, method="euler", rng=p.seed, executor=on(threads), progress=False).final
+    )
 
 
 def ring(paths: int, steps: int, dim: int) -> Callable[[], FloatArray]:
     """A ring of ``dim`` oscillators."""
     process, start = td.Langevin(chain, params=(1.0,), diffusivity=0.5, dim=dim), np.zeros((paths, dim))
-    return lambda: td.simulate(process, start, steps * 1e-3, 1e-3, method="euler", rng=0, executor=on(2)).final
+    return lambda: (
+        td.simulate(process, start, steps * 1e-3, 1e-3, method="euler", rng=0, executor=on(2), progress=False).final
+    )
 
 
 def reverse(problem: Mixture, threads: int = 2) -> Callable[[], FloatArray]:

@@ -28,6 +28,7 @@ PATH_STEP = Unit("ns per path-step", 1e9, True)
 DRAW = Unit("ns per draw", 1e9, True)
 SECONDS = Unit("s", 1.0, False)
 MILLISECONDS = Unit("ms", 1e3, False)
+STATES = Unit("times the array of states", 1.0, False)
 
 
 @dataclass(frozen=True)
@@ -266,6 +267,13 @@ WORKS: tuple[Work, ...] = (
             Way("JAX, double well of 512 paths", 2, fresh.fresh(fresh.JAX_START, "jax")),
         ),
         unit=SECONDS,
+        apart=True,
+    ),
+    Work(
+        "memory", "growth of memory in 100 steps of a user's double well, final states only", dict,
+        {"full": {"paths": 10_000_000}, "quick": {"paths": 2_000_000}, "tiny": {"paths": 100_000}},
+        (Way("thermodiff", 2, lambda size: fresh.fresh(fresh.MEMORY.format(**size), "resource", inside=True)(size)),),
+        unit=STATES,
         apart=True,
     ),
     Work(

@@ -15,7 +15,9 @@ from thermodiff._check import above, count
 from thermodiff.accounting import Estimate, account
 from thermodiff.densities import Density
 from thermodiff.diffusion import Diffusion
-from thermodiff.integrate import Path, log_prob, simulate
+from thermodiff.integrate.likelihood import log_prob
+from thermodiff.integrate.path import Path
+from thermodiff.integrate.simulate import simulate
 from thermodiff.processes import Langevin
 from thermodiff.schedules import Schedule
 
@@ -188,7 +190,7 @@ class LangevinCase(Case):
         paths it shrinks, so that this stays true.
     order : int
         The bias is of order dt**order: 2 for Heun's rule, and for heat where the force is a gradient; 1 for heat where it
-        is not, since the midpoint rule does not see the area that a path encloses within a step.
+        is not, since the chord of a step does not see the area that a path encloses within it.
     values : callable
         ``values(path)`` is the quantity along each path, (n,).
     estimate : callable
@@ -219,7 +221,7 @@ class LangevinCase(Case):
         """Paths from the start of this case."""
         generator = np.random.default_rng(rng)
         x0 = self.start(n, generator)
-        return simulate(self.process, x0, times, dt, method="heun", rng=generator, heat=self.heat)
+        return simulate(self.process, x0, times, dt, method="heun", rng=generator, heat=self.heat, progress=False)
 
     def measure(self, rng: Any = None, size: int | None = None) -> Estimate:
         n = count("size", self.size if size is None else size, 2)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from thermodiff.cases import forms
 from thermodiff.cases.base import LangevinCase, variance_of
 from thermodiff.fields import drift, potential
-from thermodiff.integrate import Path
+from thermodiff.integrate.path import Path
 from thermodiff.processes import Langevin
 
 FloatArray = npt.NDArray[np.float64]

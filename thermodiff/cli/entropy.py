@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from thermodiff._check import count, increasing_pair, write_atomically
 from thermodiff.accounting import Ledger, account, ratio
+from thermodiff.accounting.nodes import MOST_NODES
 from thermodiff.cli.inputs import Problem, read_data, read_schedule
 from thermodiff.cli.table import show
 from thermodiff.densities import Samples
@@ -62,7 +63,7 @@ def run(
     quiet: bool,
 ) -> list[Entry]:
     """Run the job; files appear in ``out`` only when all of it has succeeded."""
-    count("--nodes", nodes)
+    count("--nodes", nodes, most=MOST_NODES)
     count("--steps", steps)
     count("--seed", seed, 0)
     if samples is not None:
@@ -73,9 +74,7 @@ def run(
     windows = {name: _window(problem, noise, lam) for name, noise in chosen.items()}
     if not exact:
         _require_torch()
-    out.mkdir(parents=True, exist_ok=True)
-    if not os.access(out, os.W_OK):
-        raise PermissionError(f"cannot write into {out}; choose another folder with --out.")
+    _require_writable(out)
 
     entries: list[Entry] = []
     networks: dict[str, Any] = {}
@@ -111,6 +110,15 @@ def _window(problem: Problem, noise: Schedule, lam: tuple[float, float] | None) 
             f"the entropy of {noise.name} grows without bound towards the data; state the window, e.g. --lam -8 8."
         )
     return None
+
+
+def _require_writable(out: Path) -> None:
+    """Refuse a folder that could not be written, without making it: a run that fails leaves nothing behind."""
+    there = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise NotADirectoryError(f"cannot write into {out}: {there} is not a folder; choose another one with --out.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"cannot write into {out}: no permission in {there}; choose another folder with --out.")
 
 
 def _require_torch() -> None:

@@ -82,7 +82,10 @@ def _vectors(x: FloatArray, seed: int) -> Problem:
         raise ValueError(f"got {n} vectors; at least 4 are needed to train on some and hold out the others.")
     order = np.random.default_rng([seed, 1]).permutation(n)
     train, test = x[order[held:]], x[order[:held]]
-    spread = float(np.sqrt(np.mean(np.var(train, axis=0))))
+    with np.errstate(over="ignore", invalid="ignore"):
+        spread = float(np.sqrt(np.mean(np.var(train, axis=0))))
+    if not np.isfinite(spread):
+        raise ValueError("the vectors are so large that their variance overflows; rescale them to unit size.")
     if not spread > 0.0:
         raise ValueError("all vectors are equal; there is nothing to diffuse.")
     return Problem(PointCloud(train), Samples(train), Samples(test), round(-2.0 * np.log(FINEST * spread), 1))

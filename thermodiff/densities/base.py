@@ -47,7 +47,8 @@ def _pairs(part: Part) -> Pairs:
     one, two = (heaviest[side] for side in np.triu_indices(heaviest.size, 1))
     apart = part.means[one] - part.means[two]
     square = np.sum(apart**2, axis=1)
-    one, two, apart, square = (entry[square > 0.0] for entry in (one, two, apart, square))
+    distinct = square > 0.0
+    one, two, apart, square = one[distinct], two[distinct], apart[distinct], square[distinct]
     both = part.weights[one] * part.weights[two]
     choice = -float(np.sum(part.weights * np.log(part.weights))) / np.log(2.0)
     along = [_variance_along(part, k, apart) / square for k in (one, two)]
@@ -101,8 +102,12 @@ class Density(ABC):
 
     @property
     def second_moment(self) -> float:
-        """E|x|^2."""
-        return float(np.trace(self.covariance()) + self.mean() @ self.mean())
+        """E|x|^2; a ValueError where it overflows."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            moment = float(np.trace(self.covariance()) + self.mean() @ self.mean())
+        if not np.isfinite(moment):
+            raise ValueError(f"the second moment of {self.label} overflows; rescale the data to unit size.")
+        return moment
 
     @property
     def component_names(self) -> tuple[str, ...]:
@@ -130,10 +135,14 @@ class Density(ABC):
         return Scales(Gaussians(np.ones(1), spectrum[None, :]), parts, _pairs(part))
 
     def draw(
-        self, key: npt.NDArray[np.uint32], node: int, alpha: float, sigma: float, samples: int
+        self, key: npt.NDArray[np.uint32], node: int, alpha: float, sigma: float, samples: int, start: int = 0
     ) -> tuple[FloatArray, FloatArray]:
-        """The draws x = alpha x_0 + sigma z of an account at a node, and c = sigma grad log p_t(x | component); (d, n)."""
-        pair = over_blocks(partial(_draw_blocks, self.law, key, node, self.dim, alpha, sigma), samples, None, None)
+        """The draws x = alpha x_0 + sigma z of an account at a node, and c = sigma grad log p_t(x | component); (d, n).
+
+        They are those of the ``samples`` from ``start`` on, a multiple of 256.
+        """
+        skip = start // LANES
+        pair = over_blocks(partial(_draw_blocks, self.law, key, node, self.dim, alpha, sigma, skip), samples, None, None)
         return pair[0], pair[1]
 
     def log_prob(self, x: npt.ArrayLike, *, alpha: float = 1.0, sigma: float = 0.0) -> FloatArray:
@@ -173,8 +182,8 @@ class Density(ABC):
 
 
 def _draw_blocks(
-    law: Law, key: npt.NDArray[np.uint32], node: int, dim: int, alpha: float, sigma: float, first: int, last: int
+    law: Law, key: npt.NDArray[np.uint32], node: int, dim: int, alpha: float, sigma: float, skip: int, first: int, last: int
 ) -> FloatArray:
     out = np.empty((2, dim, (last - first) * LANES))
-    draws(law.draw, key, first, last, node, np.array([[alpha, sigma]]), law.params, out[0], out[1])
+    draws(law.draw, key, skip + first, skip + last, node, np.array([[alpha, sigma]]), law.params, out[0], out[1])
     return out

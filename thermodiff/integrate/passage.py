@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Executor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thermodiff._check import DivergenceError, above, count, finite_number, points, seed_words
+from thermodiff._progress import Progress, reporting
 from thermodiff._tasks import in_order
 from thermodiff.integrate.simulate import BLOCKS_PER_TASK
 from thermodiff.kernels.jit import LANES
@@ -57,6 +59,7 @@ def first_passage(
     rng: Any = None,
     executor: Executor | None = None,
     chunk: int | None = None,
+    progress: Progress = None,
 ) -> Passage:
     """Run each path until one coordinate first touches a level.
 
@@ -75,7 +78,7 @@ def first_passage(
         The levels; give at least one.
     coordinate : int
         Which coordinate is watched.
-    rng, executor, chunk
+    rng, executor, chunk, progress
         As for `simulate`.
 
     Returns
@@ -106,7 +109,14 @@ def first_passage(
     run = _Run(process, mix, key, t_max / steps, steps, coordinate, low, high)
     size = (BLOCKS_PER_TASK if chunk is None else count("chunk", chunk)) * LANES
     parts = [slice(first, min(first + size, len(x0))) for first in range(0, len(x0), size)]
-    pieces = list(in_order(run, len(parts), executor, inputs=lambda k: (parts[k].start // LANES, x0[parts[k]])))
+    pieces = []
+    with (
+        closing(in_order(run, len(parts), executor, inputs=lambda k: (parts[k].start // LANES, x0[parts[k]]))) as found,
+        reporting(progress, "first_passage") as report,
+    ):
+        for piece in found:
+            pieces.append(piece)
+            report(len(pieces), len(parts))
     times = np.concatenate([piece[0] for piece in pieces])
     sides = np.concatenate([piece[1] for piece in pieces])
     states = np.concatenate([piece[2] for piece in pieces])

@@ -29,6 +29,8 @@ class Path:
         Whether the last state is the posterior mean at the end of the window.
     heat : (T, n) array or None
         Heat given to the bath up to each time: the integral of f . dx along the path.
+    work : (T, n) array or None
+        Work done on each path up to each time: the integral of dU/dt along the path.
     reduced : object or None
         What the reducer made of the states, which are None then.
     diverged : (n,) array of bool or None
@@ -41,6 +43,7 @@ class Path:
     key: tuple[int, int] | None
     denoised: bool
     heat: FloatArray | None = None
+    work: FloatArray | None = None
     reduced: Any = None
     diverged: npt.NDArray[np.bool_] | None = None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -16,10 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from thermodiff._check import DivergenceError, above, choice, count, points, seed_words
+from thermodiff._progress import Progress, reporting
 from thermodiff._tasks import in_order
 from thermodiff.integrate.checkpoint import Checkpoint
+from thermodiff.integrate.kept import Kept
 from thermodiff.integrate.path import Path
-from thermodiff.integrate.reducers import Reducer, Running
+from thermodiff.integrate.reducers import Reducer
 from thermodiff.kernels import langevin
 from thermodiff.kernels.jit import LANES
 from thermodiff.processes import Langevin, Linear
@@ -74,13 +75,14 @@ def simulate(
     method: Literal["euler", "heun", "milstein", "weak2", "rk4", "exact"] | None = None,
     rng: Any = None,
     heat: bool = False,
+    work: bool = False,
     reduce: Reducer | None = None,
     out: str | os.PathLike[str] | Any = None,
     checkpoint: str | os.PathLike[str] | None = None,
     on_divergence: Literal["raise", "mark"] = "raise",
     executor: Executor | None = None,
     chunk: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = None,
 ) -> Path:
     """Run an ensemble of paths.
 
@@ -100,25 +102,29 @@ def simulate(
     rng : int, SeedSequence, Generator or None
         Fixes the noise: the normal of (path, step, coordinate) depends on nothing else.
     heat : bool
-        Also keep the heat given to the bath along each path, the integral of f . dx by the midpoint rule: of second order
-        for a force that is a gradient, of first order otherwise (it misses the area enclosed within a step).
+        Also keep the heat Q given to the bath along each path, the integral of f . dx (Stratonovich): of second order for a
+        force that is a gradient, of first order otherwise (it misses the area enclosed within a step).
+    work : bool
+        Also keep the work W done on each path by what changes the potential in time, the integral of dU/dt at fixed x: of
+        second order, and zero for a potential that rests.  The energy changes by W - Q.
     reduce : Reducer, optional
         Keep running statistics instead of the states, e.g. `Moments` or `Histogram`.
     out : path or array, optional
-        Where to write the states as they come: a ``.npy`` file, or an array (T, n, d) that takes slices (Zarr).
+        Where to write the states as they come: a ``.npy`` file, a ``.zarr`` store (needs the package zarr), or an array
+        (T, n, d) that takes slices.
     checkpoint : path, optional
         Directory for finished chunks: the same call, made again after a crash, goes on from there.
     on_divergence : {"raise", "mark"}
         What to do with paths that leave the finite numbers: raise `DivergenceError`, or go on and mark them.
     executor, chunk
         Where to run, and blocks of 256 paths per task; neither changes a bit of the result.
-    progress : callable, optional
-        Called as ``progress(done, tasks)``.
+    progress : callable, False or None
+        Called as ``progress(done, tasks)``.  By default a run of more than two seconds in a terminal shows a bar.
 
     Returns
     -------
     Path
-        ``states`` (T, n, d), and ``heat`` (T, n), ``reduced`` or ``diverged`` (n,) where asked for.
+        ``states`` (T, n, d), and ``heat`` (T, n), ``work`` (T, n), ``reduced`` or ``diverged`` (n,) where asked for.
 
     Raises
     ------
@@ -131,26 +137,30 @@ def simulate(
     rule = _method(process, method)
     if heat and rule == "exact":
         raise ValueError('heat=True needs the steps of a path; pass method="heun".')
+    if work:
+        process.energy()
     choice("on_divergence", on_divergence, ("raise", "mark"))
     if reduce is not None and (isinstance(reduce, type) or not isinstance(reduce, Reducer)):
         raise TypeError(f"reduce must have the methods of, merge and result, got {type(reduce).__name__}; pass Moments().")
+    also = tuple(name for name, wanted in (("heat", heat), ("work", work)) if wanted)
     per_task = BLOCKS_PER_TASK if chunk is None else count("chunk", chunk)
     key = seed_words(rng)
     saved = None
     if checkpoint is not None:
-        saved = Checkpoint(FilePath(checkpoint), _description(process, x0, grid, rule, heat, per_task, reduce), rng, key)
+        saved = Checkpoint(FilePath(checkpoint), _description(process, x0, grid, rule, also, per_task, reduce), rng, key)
         key = saved.key
     mix = process.mix(grid.middles if callable(process.diffusivity) else grid.times[:1])
-    run = _Run(process, grid, mix, key, RULES[rule], heat, reduce)
+    run = _Run(process, grid, mix, key, RULES[rule], heat, work, reduce)
     if rule != "exact":
         _warn_if_too_large(run, x0)
-    ranges = [slice(first, min(first + per_task * LANES, len(x0))) for first in range(0, len(x0), per_task * LANES)]
-    kept = _Kept.made(len(grid.times), len(x0), process.dim, heat, reduce, out)
+    size = per_task * LANES
+    ranges = [slice(first, min(first + size, len(x0))) for first in range(0, len(x0), size)]
+    kept = Kept.made((len(grid.times), *x0.shape), size, also, reduce, out)
     todo = list(range(len(ranges))) if saved is None else saved.missing(len(ranges))
     missing = set(todo)
     found = in_order(run, len(todo), executor, inputs=lambda j: (ranges[todo[j]], x0[ranges[todo[j]]]))
     # Whatever ends this early stops the tasks that have not begun.
-    with closing(found), kept:
+    with closing(found), kept, reporting(progress, "simulate") as report:
         for k, part in enumerate(ranges):
             piece = saved.load(k) if saved is not None and k not in missing else next(found)
             if saved is not None and k in missing:
@@ -158,8 +168,7 @@ def simulate(
             kept.put(part, piece)
             if on_divergence == "raise" and piece["lost"].any():
                 _raise_divergence(run, part, x0, piece["lost"])
-            if progress is not None:
-                progress(k + 1, len(ranges))
+            report(k + 1, len(ranges))
     return kept.path(grid.times, (int(key[0]), int(key[1])) if not process.noiseless else None, on_divergence == "mark")
 
 
@@ -188,16 +197,19 @@ class _Run:
     key: npt.NDArray[np.uint32]
     rule: int
     heat: bool
+    work: bool
     reduce: Reducer | None
 
     def __call__(self, given: tuple[slice, FloatArray]) -> dict[str, Any]:
         part, x0 = given
-        states, heats = self.states(part.start // LANES, x0, self.grid, self.mix)
+        states, heats, works = self.states(part.start // LANES, x0, self.grid, self.mix)
         n = len(x0)
         lost: Any = ~np.isfinite(states[-1, :, :n]).all(axis=0)
         piece: dict[str, Any] = {"lost": lost}
         if self.heat:
             piece["heat"] = heats[:, :n]
+        if self.work:
+            piece["work"] = works[:, :n]
         states = states[:, :, :n].transpose(0, 2, 1)
         if self.reduce is None:
             piece["states"] = states
@@ -210,29 +222,30 @@ class _Run:
 
     def states(
         self, block: int, x0: FloatArray, grid: Grid, mix: FloatArray, step: int = 0
-    ) -> tuple[FloatArray, FloatArray]:
-        """States (T, d, whole blocks) and heats (T, whole blocks) of paths from block number ``block`` on."""
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """States (T, d, whole blocks), heats and works (T, whole blocks) of paths from block number ``block`` on."""
         n, dim = x0.shape
         blocks = -(-n // LANES)
         states = np.empty((grid.times.size, dim, blocks * LANES))
         states[0, :, :n] = x0.T
         # Lanes beyond the last path repeat it: nothing exceptional happens there first.
         states[0, :, n:] = states[0, :, n - 1 : n]
-        heats = np.zeros((grid.times.size, blocks * LANES)) if self.heat else np.zeros((0, 0))
+        heats, works = (np.zeros((grid.times.size, blocks * LANES) if kept else (0, 0)) for kept in (self.heat, self.work))
         if self.rule == EXACT:
-            self._exact(block, states, heats, grid, step)
-            return states, heats
+            self._exact(block, states, grid, step)
+            return states, heats, works
         made = self.process.compiled()
         kind = langevin.NONE if self.process.noiseless else langevin.ADDITIVE
         if self.process.state_dependent:
             kind = langevin.STATE
         langevin.langevin(
-            made.field, made.params, made.noise, made.noise_params, kind, mix, made.twist, self.key, self.rule,
-            block, block + blocks, step, grid.times[:-1].copy(), grid.widths, grid.counts, made.walls, states, heats,
+            made.field, made.params, self.process.energy() if self.work else made.field, made.noise, made.noise_params,
+            kind, mix, made.twist, self.key, self.rule, block, block + blocks, step, grid.times[:-1].copy(), grid.widths,
+            grid.counts, made.walls, states, heats, works,
         )  # fmt: skip
-        return states, heats
+        return states, heats, works
 
-    def _exact(self, block: int, states: FloatArray, heats: FloatArray, grid: Grid, step: int) -> None:
+    def _exact(self, block: int, states: FloatArray, grid: Grid, step: int) -> None:
         """The exact transition is an Euler step with other coefficients, which depend on the length of the step."""
         assert isinstance(self.process, Linear)
         made, kind = self.process.compiled(), langevin.NONE if self.process.noiseless else langevin.ADDITIVE
@@ -241,79 +254,11 @@ class _Run:
             params, mix = self.process.exact_step(float(h))
             two = np.ascontiguousarray(states[j : j + 2])
             langevin.langevin(
-                made.field, params, made.field, made.noise_params, kind, mix, 0.0, self.key, langevin.EULER,
+                made.field, params, made.field, made.field, made.noise_params, kind, mix, 0.0, self.key, langevin.EULER,
                 block, block + blocks, step, grid.times[j : j + 1].copy(), grid.widths[j : j + 1].copy(),
-                grid.counts[j : j + 1].copy(), made.walls, two, np.zeros((0, 0)),
+                grid.counts[j : j + 1].copy(), made.walls, two, *np.zeros((2, 0, 0)),
             )  # fmt: skip
             states[j + 1], step = two[1], step + int(steps)
-
-
-@dataclass
-class _Kept:
-    """Where the pieces go."""
-
-    states: Any
-    heat: FloatArray | None
-    running: Running | None
-    lost: npt.NDArray[np.bool_]
-    file: tuple[FilePath, FilePath] | None
-
-    @classmethod
-    def made(cls, times: int, n: int, dim: int, heat: bool, reduce: Reducer | None, out: Any) -> _Kept:
-        file, states = None, None
-        if out is not None and reduce is not None:
-            raise ValueError("out= keeps the states and reduce= does not; pass one of them.")
-        if isinstance(out, str | os.PathLike):
-            target = FilePath(out)
-            if target.suffix != ".npy":
-                raise ValueError(f"out must be a .npy file or an array that takes slices, got {str(out)!r}.")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            file = (target.with_name(f".{target.name}.{os.getpid()}.tmp"), target)
-            states = np.lib.format.open_memmap(file[0], mode="w+", dtype=np.float64, shape=(times, n, dim))
-        elif out is not None:
-            if getattr(out, "shape", None) != (times, n, dim):
-                raise ValueError(f"out must have shape {(times, n, dim)}, got {getattr(out, 'shape', None)}.")
-            if np.dtype(out.dtype).kind != "f":
-                raise TypeError(f"out must hold floating-point numbers, got {out.dtype}.")
-            states = out
-        elif reduce is None:
-            states = np.empty((times, n, dim))
-        running = None if reduce is None else Running(reduce)
-        return cls(states, np.empty((times, n)) if heat else None, running, np.zeros(n, dtype=bool), file)
-
-    def __enter__(self) -> _Kept:
-        return self
-
-    def __exit__(self, kind: Any, *rest: Any) -> None:
-        """Half a file is not kept."""
-        if kind is not None and self.file is not None:
-            self.file[0].unlink(missing_ok=True)
-
-    def put(self, part: slice, piece: dict[str, Any]) -> None:
-        if self.states is not None:
-            self.states[:, part] = piece["states"]
-        if self.heat is not None:
-            self.heat[:, part] = piece["heat"]
-        if self.running is not None:
-            self.running.add(piece["reduced"])
-        self.lost[part] = piece["lost"]
-
-    def path(self, times: FloatArray, key: tuple[int, int] | None, marked: bool) -> Path:
-        states = self.states
-        if self.file is not None:
-            states.flush()
-            os.replace(*self.file)
-            states = np.load(self.file[1], mmap_mode="r", allow_pickle=False)
-        return Path(
-            times=times,
-            lam=None,
-            states=states,
-            key=key,
-            denoised=False,
-            heat=self.heat,
-            reduced=None if self.running is None else self.running.result(),
-            diverged=self.lost if marked else None,
-        )
 
 
 def _raise_divergence(run: _Run, part: slice, x0: FloatArray, lost: npt.NDArray[np.bool_]) -> None:
@@ -331,7 +276,7 @@ def _raise_divergence(run: _Run, part: slice, x0: FloatArray, lost: npt.NDArray[
 
 def _first_bad_time(run: _Run, block: int, x: FloatArray) -> float:
     """Time of the first step after which a path of this block is not finite."""
-    quiet, done, n = replace(run, heat=False, reduce=None), 0, len(x)
+    quiet, done, n = replace(run, heat=False, work=False, reduce=None), 0, len(x)
     for start, width, total in zip(run.grid.times[:-1], run.grid.widths, run.grid.counts, strict=True):
         # Slots for at most 256 steps at a time.
         for first in range(0, int(total), 256):
@@ -339,7 +284,7 @@ def _first_bad_time(run: _Run, block: int, x: FloatArray) -> float:
             times = start + width * np.arange(first, first + size + 1)
             grid = Grid(times, np.full(size, width), np.ones(size, dtype=np.int64))
             mix = run.mix[done : done + size] if len(run.mix) > 1 else run.mix
-            states, _ = quiet.states(block, x, grid, mix, done)
+            states, _, _ = quiet.states(block, x, grid, mix, done)
             bad = ~np.isfinite(states[:, :, :n]).all(axis=(1, 2))
             if bad.any():
                 return float(times[int(np.argmax(bad))])
@@ -351,7 +296,7 @@ def _warn_if_too_large(run: _Run, x0: FloatArray) -> None:
     """Look at some paths at their start and one step later: many start where the drift is zero."""
     h, t = float(run.grid.widths[0]), float(run.grid.times[0])
     once = Grid(np.array([t, t + h]), run.grid.widths[:1], np.ones(1, dtype=np.int64))
-    states, _ = run.states(0, x0[:LANES], once, run.mix)
+    states, _, _ = run.states(0, x0[:LANES], once, run.mix)
     ratio = max(_bend(run.process, x.T, t, h) for x in states)
     if ratio > 0.25:
         warnings.warn(
@@ -376,7 +321,13 @@ def _bend(process: Langevin, x: FloatArray, t: float, h: float) -> float:
 
 
 def _description(
-    process: Langevin, x0: FloatArray, grid: Grid, method: str, heat: bool, per_task: int, reduce: Reducer | None
+    process: Langevin,
+    x0: FloatArray,
+    grid: Grid,
+    method: str,
+    also: tuple[str, ...],
+    per_task: int,
+    reduce: Reducer | None,
 ) -> dict[str, Any]:
     """What must be the same when a run goes on from a checkpoint."""
     from hashlib import sha256
@@ -398,7 +349,8 @@ def _description(
         "times": grid.times.tolist(),
         "counts": grid.counts.tolist(),
         "method": method,
-        "heat": heat,
+        "heat": "heat" in also,
+        "work": "work" in also,
         "chunk": per_task,
         "reduce": None if reduce is None else repr(reduce),
     }

@@ -29,7 +29,7 @@ from thermodiff.kernels.tasks import at_points, over_blocks
 
 FloatArray = npt.NDArray[np.float64]
 
-RULES = {"euler": march.EULER, "heun": march.HEUN, "rk4": march.RK4}
+RULES = {"euler": march.EULER, "heun": march.HEUN, "rk4": march.RK4, "exponential": march.EULER}
 STEPS, RTOL, ATOL = 500, 1e-6, 1e-8
 
 
@@ -38,7 +38,7 @@ def reverse(
     n: int,
     *,
     steps: int = 500,
-    method: Literal["heun", "euler"] = "heun",
+    method: Literal["heun", "euler", "exponential"] = "heun",
     times: npt.ArrayLike | None = None,
     lam: tuple[float, float] | None = None,
     start: Literal["marginal", "equilibrium"] = "marginal",
@@ -56,8 +56,9 @@ def reverse(
         Number of paths.
     steps : int
         Steps in all, uniform in log-SNR between the asked times.
-    method : {"heun", "euler"}
-        Step rule; weak order 2 and 1.
+    method : {"heun", "euler", "exponential"}
+        Step rule; weak order 2, 1 and 1.  "exponential" holds the posterior mean E[x_0 | x] fixed over a step and is exact
+        otherwise (ancestral sampling): stable however few the steps, and of the exact law for data that are one point.
     times : (T,) array, optional
         Descending times at which to keep the state; by default the two ends of the window.
     lam : (float, float), optional
@@ -77,7 +78,7 @@ def reverse(
     """
     system = require_diffusion("reverse", system)
     n = count("n", n)
-    choice("method", method, ("heun", "euler"))
+    choice("method", method, ("heun", "euler", "exponential"))
     choice("start", start, ("marginal", "equilibrium"))
     key = seed_words(rng)
     at, kept = _edges(_asked(system, times, lam, descending=True), steps)
@@ -91,7 +92,7 @@ def probability_flow(
     x: npt.ArrayLike | int,
     *,
     steps: int | None = None,
-    method: Literal["rk4", "heun", "euler", "dopri5"] = "rk4",
+    method: Literal["rk4", "heun", "euler", "exponential", "dopri5"] = "rk4",
     rtol: float | None = None,
     atol: float | None = None,
     times: npt.ArrayLike | None = None,
@@ -111,9 +112,10 @@ def probability_flow(
         Points at the first of ``times``, or a number of paths to start from ``start`` at the noise end.
     steps : int, optional
         Steps in all, uniform in log-SNR between the asked times; 500 unless the steps are adaptive.
-    method : {"rk4", "heun", "euler", "dopri5"}
-        Step rule, of order 4, 2 and 1; "dopri5" is the pair of Dormand and Prince of order 5(4), whose steps in log-SNR
-        follow from ``rtol`` and ``atol``.  The 256 paths of a block share them.
+    method : {"rk4", "heun", "euler", "exponential", "dopri5"}
+        Step rule, of order 4, 2, 1 and 1; "exponential" is exact but for the posterior mean, which a step holds fixed
+        (DDIM).  "dopri5" is the pair of Dormand and Prince of order 5(4), whose steps in log-SNR follow from ``rtol`` and
+        ``atol``.  The 256 paths of a block share them.
     rtol, atol : float, optional
         Error that a step of "dopri5" may make in the root mean square over the coordinates of any path: ``atol + rtol |x|``
         of each, ``atol`` in data units; 1e-6 and 1e-8.
@@ -231,24 +233,11 @@ def _solve(
 ) -> Path:
     """March ``first`` (d, n) over the edges ``at``; ``noise`` is 1 for the reverse process, 0 for the flow."""
     chunk = None if chunk is None else count("chunk", chunk)
-    steps = np.diff(at)
-    rows = np.stack([_row(system, at[:-1] + share * steps, noise) for share in (0.0, 0.5, 1.0)], axis=1)
-    middle = system.noise.at(at[:-1] + 0.5 * steps)
-    amplitudes = noise * middle.sigma * np.sqrt(np.abs(steps))
-    slots = np.full(steps.size, -1)
+    table = (_exponential_table if method == "exponential" else _table)(system, at, noise)
+    slots = np.full(at.size - 1, -1)
     slots[kept[1:] - 1] = np.arange(1, kept.size)
     words = np.zeros(2, np.uint32) if key is None else key
-    task = partial(
-        _march_blocks,
-        system.data.law,
-        words,
-        RULES[method],
-        np.ascontiguousarray(rows),
-        steps,
-        amplitudes,
-        slots,
-        first,
-    )
+    task = partial(_march_blocks, system.data.law, words, RULES[method], *table, slots, first)
     return _path(system, over_blocks(task, first.shape[1], executor, chunk), at[kept], key, denoise, top)
 
 
@@ -268,6 +257,27 @@ def _path(
     times = system.noise.time(asked)
     _require_finite(states, times)
     return Path(times, asked, states, None if key is None else (int(key[0]), int(key[1])), denoised)
+
+
+def _table(system: Diffusion, at: FloatArray, noise: float) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Rows, lengths and amplitudes of the steps between the edges ``at``, as `march.march` takes them."""
+    steps = np.diff(at)
+    rows = np.stack([_row(system, at[:-1] + share * steps, noise) for share in (0.0, 0.5, 1.0)], axis=1)
+    middle = system.noise.at(at[:-1] + 0.5 * steps)
+    return np.ascontiguousarray(rows), steps, noise * middle.sigma * np.sqrt(np.abs(steps))
+
+
+def _exponential_table(system: Diffusion, at: FloatArray, noise: float) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """`_table` of steps that hold the posterior mean fixed, as Euler steps of length one.
+
+    With sigma^2 s = alpha x0 - x and x0 fixed both equations are linear.  From lam to lam' = lam + h they are solved by
+
+        x' = (alpha' / alpha) (x + (1 - exp(-(1 + noise) h / 2)) sigma^2 s) + noise sigma' sqrt(1 - exp(-h)) xi.
+    """
+    here, there = system.noise.at(at[:-1]), system.noise.at(at[1:])
+    ratio, variance, share = there.alpha / here.alpha, here.sigma**2, -np.expm1(-0.5 * (1.0 + noise) * np.diff(at))
+    rows = np.stack([here.alpha, variance, ratio - 1.0, ratio * share * variance], axis=-1)[:, None]
+    return rows, np.ones(at.size - 1), noise * there.sigma * np.sqrt(np.abs(share))
 
 
 def _row(system: Diffusion, lam: FloatArray, noise: float) -> FloatArray:

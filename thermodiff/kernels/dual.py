@@ -145,6 +145,12 @@ _binary(
     lambda a, b: dual(a % b.value, -(a // b.value) * b.slope),
 )
 _binary(
+    (operator.floordiv, operator.ifloordiv),
+    lambda a, b: dual(a.value // b.value, 0.0),
+    lambda a, b: dual(a.value // b, 0.0),
+    lambda a, b: dual(a // b.value, 0.0),
+)
+_binary(
     (max,),
     lambda a, b: a if a.value >= b.value else b,
     lambda a, b: a if a.value >= b else dual(b + 0.0, 0.0),
@@ -239,6 +245,9 @@ def _function(name: str, plain: Any, derivative: Any) -> Any:
     return stub
 
 
+_BELL = 2.0 / math.sqrt(math.pi)
+
+
 @inline
 def _sin(x):
     s, _ = elementary.sincos(x)
@@ -266,33 +275,83 @@ arctan = _function("arctan", inline(lambda x: math.atan(x)), inline(lambda x, y:
 arcsin = _function("arcsin", inline(lambda x: math.asin(x)), inline(lambda x, y: 1.0 / np.sqrt(1.0 - x * x)))
 arccos = _function("arccos", inline(lambda x: math.acos(x)), inline(lambda x, y: -1.0 / np.sqrt(1.0 - x * x)))
 absolute = _function("absolute", inline(lambda x: abs(x)), inline(lambda x, y: 1.0 if x >= 0.0 else -1.0))
+erf = _function("erf", inline(lambda x: math.erf(x)), inline(lambda x, y: _BELL * elementary.exp(-x * x)))
+erfc = _function("erfc", inline(lambda x: math.erfc(x)), inline(lambda x, y: -_BELL * elementary.exp(-x * x)))
 
 
-def _function_of_two(name: str, plain: Any) -> Any:
-    """A function of two numbers, one of which at least is a dual; ``plain`` is written with operators of duals."""
+def _steps(name: str, plain: Any, whole: Any = None) -> Any:
+    """A function that is constant but for jumps; ``whole``, where given, makes integers of real numbers (as indices)."""
+    real = whole or plain
+
+    def stub(x):
+        raise NotImplementedError(name)
+
+    stub.__name__ = name
+
+    @overload(stub, jit_options=OPTIONS)
+    def chosen(x):
+        if x is DUAL:
+            return lambda x: dual(plain(x.value), 0.0)
+        return (lambda x: real(x)) if _real(x) else None
+
+    return stub
+
+
+floor = _steps("floor", inline(lambda x: np.floor(x)))
+ceil = _steps("ceil", inline(lambda x: np.ceil(x)))
+trunc = _steps("trunc", inline(lambda x: np.trunc(x)))
+sign = _steps("sign", inline(lambda x: np.sign(x)))
+whole_floor = _steps("floor", inline(lambda x: np.floor(x)), inline(lambda x: math.floor(x)))
+whole_ceil = _steps("ceil", inline(lambda x: np.ceil(x)), inline(lambda x: math.ceil(x)))
+whole_trunc = _steps("trunc", inline(lambda x: np.trunc(x)), inline(lambda x: math.trunc(x)))
+
+
+def _function_of_two(name: str, plain: Any, both: Any = None) -> Any:
+    """A function of two numbers: ``both`` takes two duals, ``plain`` two reals, or whatever operators of duals take."""
 
     def stub(a, b):
         raise NotImplementedError(name)
 
+    def chosen(a, b):
+        if both is None or DUAL not in (a, b):
+            return plain
+        return lambda a, b: both(a + dual(0.0, 0.0), b + dual(0.0, 0.0))
+
     stub.__name__ = name
-    overload(stub, jit_options=OPTIONS, prefer_literal=True)(lambda a, b: plain)
+    overload(stub, jit_options=OPTIONS, prefer_literal=True)(chosen)
     return stub
+
+
+@inline
+def _angle(y, x):
+    r = math.hypot(x.value, y.value)
+    return dual(math.atan2(y.value, x.value), (x.value / r * y.slope - y.value / r * x.slope) / r)
+
+
+@inline
+def _signed(a, b):
+    value = math.copysign(a.value, b.value)
+    return dual(value, a.slope if value == a.value else -a.slope)
 
 
 power = _function_of_two("power", lambda a, b: a**b)
 maximum = _function_of_two("maximum", lambda a, b: max(a, b))
 minimum = _function_of_two("minimum", lambda a, b: min(a, b))
 hypot = _function_of_two("hypot", lambda a, b: sqrt(a * a + b * b))
+arctan2 = _function_of_two("arctan2", lambda a, b: math.atan2(a, b), _angle)
+copysign = _function_of_two("copysign", lambda a, b: math.copysign(a, b), _signed)
 
 
 REPLACED = {
     math.exp: exp, math.expm1: expm1, math.log: log, math.log1p: log1p, math.sqrt: sqrt, math.sin: sin, math.cos: cos,
     math.tan: tan, math.tanh: tanh, math.sinh: sinh, math.cosh: cosh, math.atan: arctan, math.asin: arcsin,
-    math.acos: arccos, math.fabs: absolute,
+    math.acos: arccos, math.fabs: absolute, math.erf: erf, math.erfc: erfc,
+    math.floor: whole_floor, math.ceil: whole_ceil, math.trunc: whole_trunc,
     np.exp: exp, np.expm1: expm1, np.log: log, np.log1p: log1p, np.sqrt: sqrt, np.sin: sin, np.cos: cos,
     np.tan: tan, np.tanh: tanh, np.sinh: sinh, np.cosh: cosh, np.arctan: arctan, np.arcsin: arcsin,
-    np.arccos: arccos, np.abs: absolute, np.fabs: absolute,
+    np.arccos: arccos, np.abs: absolute, np.fabs: absolute, np.floor: floor, np.ceil: ceil, np.trunc: trunc, np.sign: sign,
     math.pow: power, math.hypot: hypot, np.power: power, np.hypot: hypot, np.maximum: maximum, np.minimum: minimum,
+    math.atan2: arctan2, np.arctan2: arctan2, math.copysign: copysign, np.copysign: copysign,
     np.square: inline(lambda x: x * x),
 }  # fmt: skip
 """What stands for a function of ``math`` or ``numpy`` where duals come in."""

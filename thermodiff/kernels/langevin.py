@@ -40,6 +40,7 @@ from thermodiff.kernels.philox import PATH, fill_rows
 EULER, HEUN, MILSTEIN, WEAK2, RK4 = range(5)
 NONE, ADDITIVE, STATE = range(3)
 FREE, PERIODIC, REFLECTING = range(3)
+GAUSS = 0.5 / np.sqrt(3.0)
 
 
 @subroutine
@@ -169,19 +170,26 @@ def _platen(field, noise, x, rows, params, noise_params, h, twist, z, work, spre
 
 
 @subroutine
-def _confine(x, walls):
-    """Fold each coordinate back into its interval; ``walls[i]`` = (kind, low, high)."""
+def _wrap(x, walls):
+    """Carry periodic coordinates back into their intervals; ``walls[i]`` = (kind, low, high)."""
     for i in range(x.shape[0]):
-        kind, low, high = int(walls[i, 0]), walls[i, 1], walls[i, 2]
-        length = high - low
-        row = x[i]
-        if kind == PERIODIC:
+        if int(walls[i, 0]) == PERIODIC:
+            low, high, row = walls[i, 1], walls[i, 2], x[i]
+            length = high - low
             for lane in range(LANES):
                 place = row[lane] - length * np.floor((row[lane] - low) / length)
                 # Rounding may carry it past an end.
                 place = low if place < low else place
                 row[lane] = high if place > high else place
-        elif kind == REFLECTING:
+
+
+@subroutine
+def _reflect(x, walls):
+    """Fold coordinates with reflecting walls back into their intervals."""
+    for i in range(x.shape[0]):
+        if int(walls[i, 0]) == REFLECTING:
+            low, high, row = walls[i, 1], walls[i, 2], x[i]
+            length = high - low
             for lane in range(LANES):
                 place = row[lane] - low
                 place -= 2.0 * length * np.floor(place / (2.0 * length))
@@ -192,16 +200,36 @@ def _confine(x, walls):
 
 @subroutine
 def _add_heat(field, old, x, rows, params, work, heat):
-    """heat += f(middle) . (x - old): Stratonovich's product by the midpoint rule."""
-    for i in range(x.shape[0]):
-        before, after, target = old[i], x[i], work[1, i]
+    """heat += the integral of f . dx along the chord, f at mid time, by Gauss's rule of two points.
+
+    Its middle alone would leave an error of first order where f is not linear: the mean of dx^4 is of second order.
+    """
+    for side in range(2):
+        share = 0.5 + GAUSS if side == 0 else 0.5 - GAUSS
+        for i in range(x.shape[0]):
+            before, after, target = old[i], x[i], work[1, i]
+            for lane in range(LANES):
+                target[lane] = before[lane] + share * (after[lane] - before[lane])
+        field(work[1], rows[1], params, work[0])
+        for i in range(x.shape[0]):
+            before, after, slope = old[i], x[i], work[0, i]
+            for lane in range(LANES):
+                heat[lane] += 0.5 * slope[lane] * (after[lane] - before[lane])
+
+
+@subroutine
+def _add_work(energy, old, x, rows, params, work, total):
+    """total += what the passing of time adds to the energy at the ends of the step, their mean.
+
+    At the middle of the chord alone, the spread of a path within the step would be missed: an error of first order.
+    """
+    for side in range(2):
+        place = old if side == 0 else x
+        energy(place, rows[2], params, work[0])
+        energy(place, rows[0], params, work[1])
+        later, sooner = work[0, 0], work[1, 0]
         for lane in range(LANES):
-            target[lane] = 0.5 * (before[lane] + after[lane])
-    field(work[1], rows[1], params, work[0])
-    for i in range(x.shape[0]):
-        before, after, slope = old[i], x[i], work[0, i]
-        for lane in range(LANES):
-            heat[lane] += slope[lane] * (after[lane] - before[lane])
+            total[lane] += 0.5 * (later[lane] - sooner[lane])
 
 
 @kernel(field_signature)
@@ -225,6 +253,7 @@ def affine(x, row, params, out):
         field_pointer,
         vector,
         field_pointer,
+        field_pointer,
         vector,
         types.int64,
         tensor,
@@ -240,11 +269,13 @@ def affine(x, row, params, out):
         matrix,
         tensor,
         matrix,
+        matrix,
     )
 )
 def langevin(
     field,
     params,
+    energy,
     noise,
     noise_params,
     kind,
@@ -261,20 +292,22 @@ def langevin(
     walls,
     states,
     heats,
+    works,
 ):
     """Carry ``states[0]`` (d, n) of blocks first ... last - 1 through all intervals, keeping the state after each.
 
     The noise begins with that of step number ``step``.
 
-    Interval j is ``counts[j]`` steps of ``widths[j]`` from time ``starts[j]``; it ends in ``states[j + 1]`` and, where
-    ``heats`` (T, n) is not empty, in ``heats[j + 1]``: the integral of f . dx along each path.
+    Interval j is ``counts[j]`` steps of ``widths[j]`` from time ``starts[j]``; it ends in ``states[j + 1]`` and, where they
+    are not empty, in ``heats[j + 1]`` and ``works[j + 1]`` (T, n): the integrals of f . dx and of dU/dt along each path,
+    where the first row of the field ``energy``, with the same ``params``, is U.
     """
-    dim, per_step, heated = states.shape[1], mix.shape[0] > 1, heats.size > 0
+    dim, per_step, heated, worked = states.shape[1], mix.shape[0] > 1, heats.size > 0, works.size > 0
     confined = False
     for i in range(dim):
         confined = confined or walls[i, 0] > 0.0
     x, z, kick, quad = np.empty((dim, LANES)), np.zeros((dim, LANES)), np.zeros((dim, LANES)), np.empty((4, LANES))
-    old, heat = np.empty((dim, LANES)), np.zeros(LANES)
+    old, heat, total = np.empty((dim, LANES)), np.zeros(LANES), np.zeros(LANES)
     work, spread, other = np.empty((5, dim, LANES)), np.empty((2 * dim, LANES)), np.empty((2 * dim, LANES))
     rows = np.zeros((3, 4))
     for block in range(first, last):
@@ -283,7 +316,7 @@ def langevin(
             for lane in range(LANES):
                 x[i, lane] = states[0, i, offset + lane]
         for lane in range(LANES):
-            heat[lane] = 0.0
+            heat[lane], total[lane] = 0.0, 0.0
         group, k = -1, step
         for interval in range(starts.size):
             h = widths[interval]
@@ -294,7 +327,7 @@ def langevin(
                     group = fill_rows(key, block * LANES, k * dim, PATH, quad, group, z)
                 if kind == ADDITIVE:
                     _mixed(mix[k - step if per_step else 0], np.sqrt(h), z, kick)
-                if heated:
+                if heated or worked:
                     for i in range(dim):
                         for lane in range(LANES):
                             old[i, lane] = x[i, lane]
@@ -312,10 +345,15 @@ def langevin(
                     _euler(field, x, rows, params, h, kick, work)
                 else:
                     _heun(field, x, rows, params, h, kick, work)
+                # A wall that reflects takes no heat; a chord around a ring must not be cut.
+                if confined:
+                    _reflect(x, walls)
                 if heated:
                     _add_heat(field, old, x, rows, params, work, heat)
+                if worked:
+                    _add_work(energy, old, x, rows, params, work, total)
                 if confined:
-                    _confine(x, walls)
+                    _wrap(x, walls)
                 k += 1
             for i in range(dim):
                 for lane in range(LANES):
@@ -323,3 +361,6 @@ def langevin(
             if heated:
                 for lane in range(LANES):
                     heats[interval + 1, offset + lane] = heat[lane]
+            if worked:
+                for lane in range(LANES):
+                    works[interval + 1, offset + lane] = total[lane]

@@ -57,8 +57,8 @@ def lane_field(function: Callable[..., Any], dim: int, parameters: int, kind: st
     """Compile a field; raises `UserFunctionError`.
 
     ``kind``: "values" (the function returns the d values), "filled" (it fills its third argument), "gradient" (it returns
-    a number, and the field is minus its gradient) or "spread" (it returns d values D_i, and the field holds them and then
-    dD_i/dx_i).
+    a number, and the field is minus its gradient), "energy" (it returns a number, the first row of the field) or "spread"
+    (it returns d values D_i, and the field holds them and then dD_i/dx_i).
     """
     replaced = dual.PLAIN if kind in ("values", "filled") else dual.REPLACED
     scope: dict[str, Any] = {
@@ -83,10 +83,12 @@ def _source(dim: int, parameters: int, kind: str) -> str:
     if kind == "filled":
         return _FILLED.format(unpack=unpack, given=given)
     place = [f"lane + {i * LANES}" for i in range(dim)]
+    point = "".join(f"xs[{at}], " for at in place)
     if kind == "values":
-        point = "".join(f"xs[{at}], " for at in place)
         body = [f"value = function(({point}), t{given})", *(f"os[{at}] = value[{i}]" for i, at in enumerate(place))]
         return _LOOP.format(unpack=unpack, body="\n        ".join(body))
+    if kind == "energy":
+        return _LOOP.format(unpack=unpack, body=f"os[lane] = function(({point}), t{given})")
     body = []
     for i, at in enumerate(place):
         seeded = "".join(f"dual(xs[{other}], {1.0 if j == i else 0.0}), " for j, other in enumerate(place))

@@ -52,8 +52,8 @@ def save_weights(
         "noise": None if schedule is None else schedule.to_dict(),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
-    _replace(weights, content)
-    _replace(sidecar, (json.dumps(record, indent=1) + "\n").encode())
+    replace_file(weights, content)
+    replace_file(sidecar, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def load_weights(net: nn.Module, path: str | PathLike[str]) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def load_weights(net: nn.Module, path: str | PathLike[str]) -> dict[str, Any]:
             f"the network given is {_described(expected, arguments)}; build the one that was saved."
         )
     schedule = _schedule(record.get("noise"), sidecar)
-    tensors = _tensors(content, weights)
+    tensors = tensors_of(content, weights)
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:
@@ -99,13 +99,18 @@ def load_weights(net: nn.Module, path: str | PathLike[str]) -> dict[str, Any]:
 
 
 def _files(path: str | PathLike[str]) -> tuple[Path, Path]:
-    base = os.fspath(path).removesuffix(".safetensors").removesuffix(".json")
+    base = base_path(path)
     return Path(base + ".safetensors"), Path(base + ".json")
 
 
-def _replace(target: Path, content: bytes) -> None:
-    """Write a file at once: readers see the old or the new one."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+def base_path(path: str | PathLike[str]) -> str:
+    """The path without the suffixes that files of a checkpoint have."""
+    return os.fspath(path).removesuffix(".safetensors").removesuffix(".json").removesuffix(".state")
+
+
+def replace_file(target: Path, content: bytes, temporary: Path | None = None) -> None:
+    """Write a file at once, by way of ``temporary`` beside it: readers see the old or the new one."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp") if temporary is None else temporary
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -133,7 +138,8 @@ def _record(sidecar: Path) -> dict[str, Any]:
     return record
 
 
-def _tensors(content: bytes, file: Path) -> dict[str, torch.Tensor]:
+def tensors_of(content: bytes, file: Path) -> dict[str, torch.Tensor]:
+    """The tensors in the content of a safetensors file."""
     try:
         return load(content)
     except SafetensorError as error:

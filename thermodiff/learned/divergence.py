@@ -24,13 +24,16 @@ def exact_divergence(field: Field, points: torch.Tensor) -> tuple[FloatArray, Fl
 
 
 def hutchinson_divergence(field: Field, points: torch.Tensor, signs: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """As `exact_divergence`, from one vector of random signs per point, (n, d): unbiased, by one backward pass."""
+    """As `exact_divergence`, from vectors of random signs: unbiased, one backward pass for each.
+
+    ``signs`` is (n, d) for one probe at each point, giving (n,), or (k, n, d) for k probes, giving (k, n).
+    """
     x = points.detach().clone().requires_grad_(True)
-    probe = torch.from_numpy(np.ascontiguousarray(signs))
+    probes = torch.from_numpy(np.ascontiguousarray(signs)).reshape(-1, *points.shape)
     with torch.enable_grad():
         values = field(x)
-        slope = _gradient((values * probe.to(values.device)).sum(), x)
-    return values.detach().cpu().numpy(), (slope * probe).sum(1).numpy()
+        slopes = [(_gradient((values * probe.to(values.device)).sum(), x) * probe).sum(1) for probe in probes]
+    return values.detach().cpu().numpy(), torch.stack(slopes).reshape(signs.shape[:-1]).numpy()
 
 
 def _gradient(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from thermodiff.learned.predict import call, dimensionless_score
+from thermodiff.learned.predict import ask, dimensionless_score
 from thermodiff.schedules import FloatArray, Row, Schedule
 
 Net = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""net(x, t): x of shape (n, ...) and t of shape (n,), see `predict.call`; gives the shape of x."""
+"""net(x, t): x of shape (n, ...) and t of shape (n,), see `predict.ask`; gives the shape of x."""
 
 
 def squared_residual(
@@ -52,9 +52,8 @@ def squared_residual(
     Tensor, shape (n,)
     """
     alpha: Any = row.alpha
-    time: Any = row.time
     x = alpha * x0 + row.sigma * z
-    b = dimensionless_score(predicts, call(net, x, time.reshape(-1)), x, row, noise)
+    b = dimensionless_score(predicts, ask(net, predicts, x, row), x, row, noise)
     return (b + z).square().flatten(1).sum(1)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from thermodiff._check import above, choice, count, points
+from thermodiff._check import above, array, choice, count, points
 from thermodiff._tasks import workspace
 from thermodiff.accounting import Estimate
 from thermodiff.accounting.ledger import standard_error
@@ -21,9 +21,12 @@ from thermodiff.densities import Density, Samples
 from thermodiff.densities.empirical import probes
 from thermodiff.diffusion import Diffusion, accounting_window, noise_kl
 from thermodiff.kernels.controls import adjust
+from thermodiff.kernels.jit import LANES
 from thermodiff.kernels.tasks import at_points
-from thermodiff.learned.divergence import exact_divergence, hutchinson_divergence
-from thermodiff.learned.predict import PREDICTS, call, dimensionless_score
+from thermodiff.learned.field import DRAWN_TOGETHER, Field, usual_batch
+from thermodiff.learned.predict import PREDICTS
+from thermodiff.learned.reading import check_reading
+from thermodiff.learned.sampling import sample
 from thermodiff.schedules import Row, Schedule
 
 FloatArray = npt.NDArray[np.float64]
@@ -36,28 +39,46 @@ class LearnedDiffusion:
     Parameters
     ----------
     net : torch.nn.Module
-        Called as ``net(x, t)`` with x (n, d) in the type of its weights (float32 without weights) and t (n,); returns
-        (n, d).
-    data : density, Samples or (n, d) array
+        Called as ``net(x, t)`` with x (n, d), or (n, channels, height, width), in the type of its weights (float32 without
+        weights) and t (n,); returns the shape of x.
+    data : density, Samples, array or Images
         With a density the exact score is known, so that the ledger has "total" and "mismatch"; with samples of an
-        unknown law it has "medium" and "neural".  An array is taken as Samples.
+        unknown law it has "medium", "neural" and "denoising".  An array (n, d) or (n, channels, height, width) is taken
+        as Samples; grey levels (uint8) need `Images`, which says what they mean.
     noise : Schedule
-    predicts : {"entropy", "score", "eps", "x0", "v", "flow"}
+    predicts : {"entropy", "score", "eps", "x0", "v", "flow", "edm"}
         What the network gives; see `thermodiff.learned.predict`.
-    batch : int
-        Samples in one call of the network.
+    batch : int, optional
+        Samples in one call of the network; default 8192, fewer for data of more than 16 numbers.  It is halved where
+        memory is short.
+    shape : tuple of int, optional
+        One sample as the network takes it, where the data does not say: (1, 8, 8) for a density in d = 64.
     """
 
-    def __init__(self, net: nn.Module, data: Any, noise: Schedule, *, predicts: str = "entropy", batch: int = 8192) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        data: Any,
+        noise: Schedule,
+        *,
+        predicts: str = "entropy",
+        batch: int | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> None:
         if not isinstance(noise, Schedule):
             raise TypeError(f"LearnedDiffusion: noise must be a schedule (VP(), ...), got {type(noise).__name__}.")
         if not callable(net):
             raise TypeError(f"LearnedDiffusion: net must be a module called as net(x, t), got {type(net).__name__}.")
         self.net = net
-        self.data: Density | Samples = data if isinstance(data, Density | Samples) else Samples(data)
+        self.data, own = flattened(data)
         self.noise = noise
         self.predicts = choice("predicts", predicts, PREDICTS)
-        self.batch = count("batch", batch)
+        self.shape = own if shape is None else tuple(shape)
+        if math.prod(self.shape) != self.dim:
+            raise ValueError(f"shape {self.shape} has {math.prod(self.shape)} numbers, the data has d = {self.dim}; fit it.")
+        batch = usual_batch(self.dim) if batch is None else count("batch", batch)
+        self.field = Field(net, self.predicts, noise, self.shape, batch)
+        self._tried = False
 
     @property
     def dim(self) -> int:
@@ -67,7 +88,7 @@ class LearnedDiffusion:
     @property
     def precision(self) -> float:
         """Relative precision of what the network returns."""
-        return float(torch.finfo(_dtype(self.net)).eps)
+        return float(torch.finfo(self.field.weights.dtype).eps)
 
     @property
     def concurrent(self) -> bool:
@@ -101,6 +122,18 @@ class LearnedDiffusion:
             return self.data.conditional_moment(alpha, sigma)
         return np.full(np.shape(alpha), float(self.dim))
 
+    def try_out(self) -> None:
+        """Refuse a ``predicts`` that is plainly not what the network gives; tried once, with some hundred samples.
+
+        Raises
+        ------
+        ValueError
+            See `thermodiff.learned.reading`.
+        """
+        if not self._tried:
+            check_reading(self.field, self.data)
+            self._tried = True
+
     def window(
         self, lam: tuple[float, float] | None = None, times: tuple[float, float] | None = None
     ) -> tuple[float, float]:
@@ -112,14 +145,19 @@ class LearnedDiffusion:
     def score(self, x: npt.ArrayLike, t: float) -> FloatArray:
         """The learned score grad log p_theta at points (n, d) and time t > 0; (n, d)."""
         row = Row(*(float(value) for value in self.noise.at(self.noise.lam(above("t", t, 0.0, "sigma would vanish")))))
-        with self._evaluating():
-            return self._dimensionless(points("x", x, self.dim), row, None, None)[0] / row.sigma
+        return self.field.values(points("x", x, self.dim), row) / row.sigma
+
+    def sample(self, n: int, **options: Any) -> FloatArray:
+        """``n`` generated samples (n, ...), by the reverse process from the prior; options of `sampling.sample`."""
+        return sample(self, n, **options).final
 
     def products(self, divergence: str | None = None) -> tuple[str, ...]:
         """Names of the rows of `gram`."""
         names = ("xx", "xc", "cc", "xe", "ee")
         if isinstance(self.data, Density):
             names += ("xb", "bb", "cb", "eb", "div", "logp", *self.data.component_names)
+        else:
+            names += ("ec",)
         return names if divergence is None else (*names, "ediv")
 
     def gram(self, key: Key, node: int, row: Row, samples: int, divergence: str | None = None) -> FloatArray:
@@ -141,6 +179,7 @@ class LearnedDiffusion:
         sums: FloatArray,
     ) -> FloatArray:
         """Add the weighted values of every sample at ``nodes`` to ``sums``; see `thermodiff.accounting.measure.Source`."""
+        self.try_out()
         gram = workspace("gram", (len(self.products(divergence)), sums.shape[1]))
         out, statistics = workspace("values", sums.shape), np.empty((len(weights), len(sums), 2))
         for j in range(len(weights)):
@@ -154,12 +193,22 @@ class LearnedDiffusion:
         return statistics
 
     def _node(self, key: Key, node: int, row: Row, divergence: str | None, out: FloatArray) -> None:
-        """The rows of `products` at one node into ``out``."""
+        """The rows of `products` at one node into ``out``, some samples at a time."""
         samples = out.shape[1]
-        x, c = self.data.draw(key, node, row.alpha, row.sigma, samples)
-        with self._evaluating():
-            learned, slope = self._dimensionless(x.T, row, divergence, self._probes(key, node, samples, divergence))
-        e = learned.T
+        together = max(1, DRAWN_TOGETHER // (self.dim * LANES)) * LANES
+        for start in range(0, samples, together):
+            self._part(key, node, row, divergence, start, out[:, start : start + together])
+
+    def _part(self, key: Key, node: int, row: Row, divergence: str | None, start: int, out: FloatArray) -> None:
+        """The rows of `products` at one node for the samples from ``start`` on."""
+        samples, slope = out.shape[1], None
+        x, c = self.data.draw(key, node, row.alpha, row.sigma, samples, start)
+        if divergence is None:
+            e = self.field.values(x.T, row).T
+        else:
+            signs = self._signs(key, node, samples, start) if divergence == "hutchinson" else None
+            learned, slope = self.field.with_divergence(x.T, row, signs)
+            e = learned.T
         pairs = [(x, x), (x, c), (c, c), (x, e), (e, e)]
         if isinstance(self.data, Density):
             law, d = self.data.law, self.dim
@@ -170,47 +219,16 @@ class LearnedDiffusion:
             last = len(pairs) + exact.shape[0] - d
             out[len(pairs) : last] = exact[d:]
             out[len(pairs)] *= row.sigma
+        else:
+            pairs.append((e, c))
         for target, (one, two) in zip(out, pairs, strict=False):
             np.einsum("dn,dn->n", one, two, out=target)
         if slope is not None:
-            out[-1] = row.sigma * slope
+            out[-1] = row.sigma * slope.reshape(-1)
 
-    def _probes(self, key: Key, node: int, samples: int, divergence: str | None) -> FloatArray | None:
-        """Random signs (n, d) for Hutchinson's estimate, functions of key, node and sample."""
-        return np.sign(probes(key, node, self.dim, samples)).T if divergence == "hutchinson" else None
-
-    def _dimensionless(
-        self, x: FloatArray, row: Row, divergence: str | None, signs: FloatArray | None
-    ) -> tuple[FloatArray, FloatArray | None]:
-        """b_theta (n, d) in float64, and its divergence (n,) where asked for; in batches."""
-        field = _Field(self.net, self.predicts, row, self.noise)
-        scores, slopes = [], []
-        for first in range(0, x.shape[0], self.batch):
-            part = slice(first, first + self.batch)
-            batch = torch.from_numpy(np.ascontiguousarray(x[part]))
-            if divergence is None:
-                with torch.inference_mode():
-                    scores.append(field(batch).cpu().numpy())
-                continue
-            value, slope = (
-                exact_divergence(field, batch) if signs is None else hutchinson_divergence(field, batch, signs[part])
-            )
-            scores.append(value)
-            slopes.append(slope)
-        return np.concatenate(scores), np.concatenate(slopes) if slopes else None
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Dropout and the like off, and the module left as it was."""
-        modules = list(self.net.modules()) if isinstance(self.net, nn.Module) else []
-        training = [module.training for module in modules]
-        for module in modules:
-            module.training = False
-        try:
-            yield
-        finally:
-            for module, flag in zip(modules, training, strict=True):
-                module.training = flag
+    def _signs(self, key: Key, node: int, samples: int, start: int) -> FloatArray:
+        """Random signs (1, n, d) for Hutchinson's estimate, functions of key, node and sample."""
+        return np.sign(probes(key, node, self.dim, samples, start)).T[None]
 
     def fixed_rows(self, window: tuple[float, float], total: Estimate | None) -> dict[str, Estimate]:
         """prior = KL(p_T || prior), where the law of the data is known."""
@@ -223,32 +241,16 @@ class LearnedDiffusion:
         return Diffusion(self.data, self.noise).check(window, key) if isinstance(self.data, Density) else None
 
 
-class _Field:
-    """x (n, d) in float64 -> b_theta (n, d) in float64, at one node."""
-
-    def __init__(self, net: nn.Module, predicts: str, row: Row, noise: Schedule) -> None:
-        self.net, self.predicts, self.row, self.noise = net, predicts, row, noise
-        weights = next(iter(net.parameters()), None) if isinstance(net, nn.Module) else None
-        self.dtype = _dtype(net)
-        self.device = torch.device("cpu") if weights is None else weights.device
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.to(self.device)
-        t = torch.full((x.shape[0],), float(self.row.time), dtype=torch.float64, device=self.device)
-        try:
-            output = call(self.net, x.to(self.dtype), t)
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(
-                f"the network, called as net(x, t) with x {tuple(x.shape)} and t {tuple(t.shape)}, failed: {error}"
-            ) from error
-        if not isinstance(output, torch.Tensor) or output.shape != x.shape:
-            got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-            raise ValueError(f"the network must return a tensor of the shape of x, {tuple(x.shape)}, got {got}.")
-        # The conversion is done in float64: at the ends of the window it subtracts large terms.
-        return dimensionless_score(self.predicts, output.to(torch.float64), x, self.row, self.noise)
-
-
-def _dtype(net: nn.Module) -> torch.dtype:
-    """Type of the weights; float32 without weights."""
-    weights = next(iter(net.parameters()), None) if isinstance(net, nn.Module) else None
-    return torch.float32 if weights is None else weights.dtype
+def flattened(data: Any) -> tuple[Density | Samples, tuple[int, ...]]:
+    """``data`` as a law of vectors, and the shape of one of its samples."""
+    if isinstance(data, Density | Samples):
+        return data, (data.dim,)
+    values = np.asarray(data)
+    if values.ndim != 4:
+        return Samples(data), values.shape[1:]
+    if not np.issubdtype(values.dtype, np.floating):
+        raise TypeError(
+            f"the images are of type {values.dtype}, whose scale is not said; pass Images(values, span=(0, 1)), or divide."
+        )
+    checked = array("images", values, "(n, channels, height, width)", 4)
+    return Samples(checked.reshape(checked.shape[0], -1)), values.shape[1:]

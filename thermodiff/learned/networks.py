@@ -39,6 +39,10 @@ def schedule_row(noise: Schedule, t: torch.Tensor) -> Row:
     return noise.at(np.clip(lam, -LAM_LIMIT, LAM_LIMIT))
 
 
+# What torch.compiler.disable does: NumPy is not compiled.  That function itself would take seconds, at import.
+schedule_row._torchdynamo_disable = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
 def _linear(inputs: int, outputs: int, generator: torch.Generator, gain: float) -> nn.Linear:
     """Make a dense layer, uniform in +-gain / sqrt(inputs), drawn without touching torch's global generator."""
     layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
@@ -128,7 +132,7 @@ class ControlMLP(nn.Module):
             raise ValueError(
                 f"precondition: the network has dim={self.dim}, got mean {center.shape} and cov {matrix.shape}."
             )
-        variances, basis = np.linalg.eigh(0.5 * (matrix + matrix.T))
+        variances, basis = np.linalg.eigh(0.5 * matrix + 0.5 * matrix.T)
         if not variances[-1] > 0.0:
             raise ValueError("cov has no positive eigenvalue; the data must vary.")
         # Round-off leaves tiny variances of either sign where there is none.
@@ -157,12 +161,20 @@ class ControlMLP(nn.Module):
         envelope = (alpha * (self.variances / total).sqrt() * scale).to(kind) * turn
 
         basis = self.basis.to(kind)
-        rotated = x.to(kind) @ basis
+        rotated = _turned(x.to(kind), basis)
         hidden = torch.cat([rotated * scale.to(kind) - (shift * scale).to(kind), _clock(lam, total).to(kind)], 1)
         for layer in self.hidden:
             hidden = nn.functional.silu(layer(hidden))
-        control = slope * rotated + (shift * inverse).to(kind) + envelope * self.last(hidden)
-        return control @ basis.T
+        control = slope * rotated + (shift * inverse).to(kind) + envelope * self.last(hidden).to(kind)
+        return _turned(control, basis.T)
+
+
+def _turned(x: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+    """``x @ basis`` in the type given, also in mixed precision: slope times x is a large term that is subtracted later."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x @ basis
+    with torch.autocast(x.device.type, enabled=False):
+        return x @ basis
 
 
 def _clock(lam: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
@@ -220,11 +232,25 @@ class EntropyMLP(nn.Module):
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Give the control e at ``x`` (n, d) and times ``t`` (n,), in inverse data units; shape (n, d)."""
         kind = self.last.weight.dtype
-        clock = torch.sigmoid(self.embed_t(_waves(t[:, None].to(kind), self.frequencies_t)))
+        times, place = _distinct(t)
+        clock = torch.sigmoid(self.embed_t(_waves(times[:, None].to(kind), self.frequencies_t)))
         h = torch.sigmoid(self.embed_x(_waves(x.to(kind), self.frequencies_x)))
         for layer, time, norm in zip(self.hidden, self.times, self.norms, strict=True):
-            h = torch.sigmoid(norm(layer(h) + time(clock)))
+            shift = time(clock)
+            h = torch.sigmoid(norm(layer(h) + (shift if place is None else shift[place])))
         return self.last(h)
+
+
+def _distinct(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Times (m,) that are evaluated for times ``t`` (n,), and which of them each sample uses; None for its own.
+
+    Half of EntropyMLP's work belongs to the time.  A training pairs samples at one time, an account has one time for
+    all samples of a node.  Not on a GPU, where counting them would wait for the device.
+    """
+    if t.device.type != "cpu" or t.requires_grad or torch.compiler.is_compiling():
+        return t, None
+    times, place = torch.unique(t, return_inverse=True)
+    return (t, None) if 4 * len(times) > 3 * len(t) else (times, place)
 
 
 def _waves(values: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:

@@ -11,10 +11,14 @@ eps        E[z | x]                                 -eps
 x0         E[x_0 | x]                               (alpha x0 - x) / sigma
 v          alpha z - (sigma / scale) x_0            -(alpha v + (sigma / scale) x) / (alpha**2 + sigma**2 / scale)
 flow       dx/dt = f - D s, per unit time           a - sigma flow / D
+edm        E[x_0 | x], asked at (x, sigma) / alpha  (alpha edm - x) / sigma
 =========  =======================================  ======================================================
 
-Plain arithmetic in the type given, for NumPy arrays and tensors alike.  At the data end sigma is small and ``x0`` loses
-its digits in alpha x0 - x: give float64 there.
+All but "edm" are called as ``net(x, t)``.  An EDM denoiser D(x; sigma) knows no schedule: it is called as
+``net(x / alpha, sigma / alpha)``, the point and the noise level beside data of factor 1 (Karras et al., 2206.00364).
+
+Plain arithmetic in the type given, for NumPy arrays and tensors alike.  At the data end sigma is small and ``x0``
+and ``edm`` lose their digits in alpha x0 - x: give float64 there.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ import torch
 from thermodiff._check import choice
 from thermodiff.schedules import Row, Schedule
 
-PREDICTS = ("entropy", "score", "eps", "x0", "v", "flow")
+PREDICTS = ("entropy", "score", "eps", "x0", "v", "flow", "edm")
 """What a network may predict."""
 
 
@@ -68,6 +72,22 @@ def call(net: Any, x: torch.Tensor, t: torch.Tensor) -> Any:
     return net(x, t if getattr(net, "double_time", False) else t.to(x.dtype))
 
 
+def ask(net: Any, predicts: str, x: torch.Tensor, row: Row, dtype: torch.dtype | None = None) -> Any:
+    """What ``net`` puts out at points ``x`` (n, ...), called as its kind is called.
+
+    ``row`` holds scalars, or tensors of `tensor_row`; ``dtype`` is the type of the input, default that of ``x``.
+    """
+    dtype = x.dtype if dtype is None else dtype
+    if predicts == "edm":
+        return call(net, (x / row.alpha).to(dtype), _each(row.sigma / row.alpha, x))
+    return call(net, x.to(dtype), _each(row.time, x))
+
+
+def _each(values: Any, x: torch.Tensor) -> torch.Tensor:
+    """A scalar, or one number for each sample, as float64 of shape (n,)."""
+    return torch.as_tensor(values, dtype=torch.float64, device=x.device).reshape(-1).expand(x.shape[0])
+
+
 def drift_term(x: Any, row: Row) -> Any:
     """Give a = sigma f / D, the dimensionless drift; shape of ``x``."""
     return (-2.0 * row.growth / row.sigma) * x
@@ -79,7 +99,7 @@ def dimensionless_score(predicts: str, output: Any, x: Any, row: Row, noise: Sch
     Parameters
     ----------
     predicts : str
-        One of "entropy", "score", "eps", "x0", "v", "flow".
+        One of `PREDICTS`.
     output, x : array or Tensor, shape (n, ...)
         Output of the network, and its input in data units.
     row : Row
@@ -99,7 +119,7 @@ def dimensionless_score(predicts: str, output: Any, x: Any, row: Row, noise: Sch
         return row.sigma * output
     if predicts == "eps":
         return -output
-    if predicts == "x0":
+    if predicts in ("x0", "edm"):
         return (row.alpha * output - x) / row.sigma
     if predicts == "v":
         turn = row.sigma / _scale(noise)
@@ -119,7 +139,7 @@ def target(predicts: str, b: Any, x: Any, row: Row, noise: Schedule) -> Any:
         return b / row.sigma
     if predicts == "eps":
         return -b
-    if predicts == "x0":
+    if predicts in ("x0", "edm"):
         return (x + row.sigma * b) / row.alpha
     if predicts == "v":
         return -row.alpha * b - (row.sigma / _scale(noise)) * (x + row.sigma * b) / row.alpha

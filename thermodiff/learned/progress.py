@@ -30,10 +30,10 @@ class TrainingBar:
         if now - self._drawn < _REFRESH or now - self._start < _PATIENCE:
             return
         self._drawn = now
-        bar = self._bar if self._bar is not None else self._open()
+        bar = self._bar if self._bar is not None else self._open(step)
         bar.update(self._task, completed=step, loss=self._smooth)
 
-    def _open(self) -> Any:
+    def _open(self, step: int) -> Any:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -46,7 +46,7 @@ class TrainingBar:
             console=Console(stderr=True),
             transient=True,
         )
-        self._task = self._bar.add_task("training", total=self._steps, loss=0.0)
+        self._task = self._bar.add_task("training", total=self._steps, completed=step, loss=0.0)
         self._bar.start()
         return self._bar
 

@@ -1,0 +1,56 @@
+"""The transport experiment in small."""
+
+import numpy as np
+import pytest
+
+import thermodiff as td
+from thermodiff.experiments import transport
+from thermodiff.experiments.store import Store
+from thermodiff.experiments.transport import Run
+
+RECORD = {
+    "dim": 3, "schedule": "VP", "steps": 50, "seed": 0, "neural": {"value": 1.0, "error": 0.03},
+    "mismatch": {"value": 0.1, "error": 0.0},
+}  # fmt: skip
+
+
+def test_runs_are_all_combinations_with_short_ones_first() -> None:
+    todo = transport.runs((3, 6), ("VP", "SL"), (400, 50), 3)
+    assert len(set(todo)) == len(todo) == 24
+    assert [run.steps for run in todo] == [50] * 12 + [400] * 12
+    assert len({run.name for run in todo}) == 24
+
+
+def test_a_short_training_is_accounted_against_the_known_total() -> None:
+    record = transport.measure(Run(3, "VP", 60, 0))
+    exact = td.account(td.Diffusion(td.paper_mixture(3), td.VP()), rng=0).total("total")
+    assert abs(record["total"]["value"] - exact.value) < 4.0 * np.hypot(record["total"]["error"], exact.error)
+    # The mean of |e - b|^2 / 2 is the mismatch: S_NN is within 2 sqrt(S_tot mismatch) + mismatch of S_tot.
+    total, miss = record["total"]["value"], record["mismatch"]["value"]
+    assert 0.0 < miss < 0.2 * total
+    assert abs(record["neural"]["value"] - total) < 2.0 * np.sqrt(total * miss) + miss
+
+
+def test_what_is_on_disk_is_not_done_again(tmp_path, monkeypatch) -> None:
+    store = Store(tmp_path, transport.settings())
+    todo = transport.runs((3,), ("VP",), (50,), 2)
+    for run in todo:
+        store.save(run.name, {**RECORD, "seed": run.seed})
+    monkeypatch.setattr(transport, "ProcessPoolExecutor", None)
+    assert [record["seed"] for record in transport.carry_out(todo, store, 1)] == [0, 1]
+
+
+def test_a_curve_is_the_mean_over_seeds_with_its_error() -> None:
+    values = [1.0, 1.2, 1.1, 1.3]
+    records = [{**RECORD, "seed": k, "neural": {"value": v, "error": 0.03}} for k, v in enumerate(values)]
+    (point,) = transport.curve(records)
+    assert (point.schedule, point.dim, point.steps, point.seeds) == ("VP", 3, 50, 4)
+    assert point.neural == pytest.approx(1.15)
+    assert point.error == pytest.approx(np.hypot(np.std(values, ddof=1), 0.03) / 2.0)
+    assert point.total == pytest.approx(1.0977, rel=2e-3)
+    assert transport.curve(records[:1])[0].error == 0.03
+
+
+def test_published_curves_have_a_value_for_each_epoch() -> None:
+    assert set(transport.PUBLISHED) == {(s, d) for s in transport.SCHEDULES for d in transport.DIMS}
+    assert {len(values) for values in transport.PUBLISHED.values()} == {len(transport.EPOCHS)}

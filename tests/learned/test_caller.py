@@ -1,0 +1,115 @@
+"""How a training calls its network: labels, precision, draws of its own, compiled."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from thermodiff.learned.caller import Caller
+from thermodiff.learned.images import Images
+from thermodiff.learned.networks import ControlMLP, EntropyMLP
+from thermodiff.learned.parallel import Processes
+from thermodiff.learned.training import train
+from thermodiff.learned.unet import UNet
+from thermodiff.schedules import VP
+
+CPU = torch.device("cpu")
+X, T = torch.ones(4, 2), torch.linspace(0.1, 0.9, 4, dtype=torch.float64)
+
+
+class Record(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x, t, *labels):
+        self.labels, self.inner = labels, self.layer(x)
+        return self.drop(self.inner)
+
+
+def caller(net, precision="float32", compiled=False, words=(1, 2), rank=0):
+    return Caller(net, Processes(rank), CPU, precision, compiled, words)
+
+
+def test_labels_are_passed_on_where_there_are_some():
+    net = Record()
+    call, y = caller(net), torch.arange(4)
+    call.at(1, y)(X, T)
+    assert net.labels[0] is y
+    call.at(2, None)(X, T)
+    assert net.labels == ()
+
+
+def test_low_precision_is_inside_the_network_only():
+    net = Record()
+    out = caller(net, "bf16").at(1, None)(X, T)
+    assert net.inner.dtype == torch.bfloat16
+    assert out.dtype == net.layer.weight.dtype == torch.float32
+
+
+def test_draws_of_the_network_depend_on_key_step_and_process():
+    net = Record()
+    net.layer.requires_grad_(False)
+
+    def draw(step, **options):
+        return caller(net, **options).at(step, None)(torch.ones(500, 2), T)
+
+    before = torch.random.get_rng_state()
+    call = caller(net)
+    with call.own_randomness():
+        assert torch.equal(draw(3), draw(3))
+        for other in (draw(4), draw(3, words=(1, 3)), draw(3, rank=1)):
+            assert not torch.equal(draw(3), other)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("build", [ControlMLP, EntropyMLP])
+def test_bf16_trains_about_as_well(build):
+    """The Gaussian part of ControlMLP stays float32: at large lam it is a difference of large terms."""
+    data = np.random.default_rng(0).normal(size=(200, 2)) * [1.0, 0.3] + [0.5, 0.0]
+    losses = {"float32": [], "bf16": []}
+    for precision, seen in losses.items():
+        train(
+            build(2, rng=0), data, VP(), steps=20, batch=128, rng=0, lam=(-6.0, 8.0), precision=precision,
+            metrics=lambda step, loss, seen=seen: seen.append(loss),
+        )  # fmt: skip
+    np.testing.assert_allclose(losses["bf16"], losses["float32"], rtol=0.05)
+    assert losses["bf16"] != losses["float32"]
+
+
+def test_a_conditional_network_learns_its_labels():
+    """Two classes, black and white: with labels the loss falls below what is possible without."""
+    values = np.zeros((64, 4, 4), dtype=np.float32)
+    values[32:] = 1.0
+    values += 0.05 * np.random.default_rng(0).standard_normal(values.shape).astype(np.float32)
+    images = Images(values, labels=np.arange(64) // 32)
+    options = {"steps": 150, "batch": 64, "rng": 0, "lam": (-4.0, 0.0), "lr": 3e-3}
+    told, untold = [], []
+    net = train(UNet(1, (8, 16), classes=2, rng=0), images, VP(), metrics=lambda step, loss: told.append(loss), **options)
+    train(UNet(1, (8, 16), rng=0), images, VP(), metrics=lambda step, loss: untold.append(loss), **options)
+    assert np.mean(told[-50:]) < np.mean(untold[-50:])
+    x, t = torch.full((1, 1, 4, 4), 0.2), torch.tensor([0.5])
+    with torch.no_grad():
+        black, white = (net(x, t, torch.tensor([k])).mean().item() for k in (0, 1))
+    assert white > black + 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_it_gives_the_same():
+    net = EntropyMLP(2, rng=0)
+    torch.testing.assert_close(caller(net, compiled=True).at(1, None)(X, T.float()), net(X, T.float()))
+
+
+def test_refused():
+    images = Images(np.random.default_rng(0).random((8, 4, 4)))
+    with pytest.raises(ValueError, match="precision='fp8' is unknown; choose one of 'float32', 'bf16'"):
+        train(UNet(1, (4,), rng=0), images, VP(), precision="fp8", lam=(-4.0, 4.0))
+    with pytest.raises(ValueError, match="the network knows 3 classes, the data has no labels"):
+        train(UNet(1, (4,), classes=3, rng=0), images, VP(), lam=(-4.0, 4.0))

@@ -1,0 +1,169 @@
+"""Images: files, arrays, datasets, scaling, splits, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from thermodiff.learned.images import Images, read_images
+
+
+def grey(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 7), (5, 1, 6, 7), (5, 6, 7, 1)])
+def test_axes_end_as_channels_first(shape):
+    values = grey(*shape)
+    images = Images(values)
+    assert images.shape == (1, 6, 7)
+    np.testing.assert_array_equal(images.values[:, 0].numpy(), values.reshape(5, 6, 7))
+
+
+def test_colours_in_either_order():
+    first = grey(4, 3, 8, 9)
+    for values in (first, np.moveaxis(first, 1, 3), torch.from_numpy(first)):
+        np.testing.assert_array_equal(Images(values).values.numpy(), first)
+
+
+def test_grey_levels_are_scaled_onto_the_span():
+    values = np.array([[[0, 255]], [[51, 102]]], dtype=np.uint8)
+    np.testing.assert_allclose(np.asarray(Images(values)), [[[[-1.0, 1.0]]], [[[-0.6, -0.2]]]], atol=1e-6)
+    np.testing.assert_allclose(np.asarray(Images(values, span=(0.0, 1.0)))[1, 0, 0], [0.2, 0.4], atol=1e-7)
+
+
+def test_floats_are_taken_as_they_are():
+    values = np.random.default_rng(0).normal(3.0, 2.0, (4, 5, 5))
+    np.testing.assert_array_equal(np.asarray(Images(values))[:, 0], values.astype(np.float32))
+
+
+def test_dequantised_draws_fill_each_level_evenly():
+    images = Images(np.stack([np.full((50, 50), k, dtype=np.uint8) for k in (0, 255)]), dequantise=True)
+    assert images.cell == 2.0 / 256.0
+    drawn = images.draw(torch.tensor([0] * 8 + [1] * 8), np.random.default_rng(0)).numpy()
+    for part, low in ((drawn[:8], -1.0), (drawn[8:], 1.0 - 2.0 / 256.0)):
+        place = (part.astype(np.float64) - low) / images.cell
+        assert place.min() >= 0.0
+        assert place.max() <= 1.0
+        assert abs(place.mean() - 0.5) < 4.0 / np.sqrt(12 * place.size)
+        assert abs(place.var() * 12.0 - 1.0) < 4.0 * np.sqrt(0.8 / place.size)
+    np.testing.assert_allclose(np.asarray(images)[:, 0, 0, 0], [-1.0 + 1.0 / 256.0, 1.0 - 1.0 / 256.0])
+
+
+def test_draws_without_noise_are_the_images():
+    images = Images(grey(6, 4, 4))
+    index = torch.tensor([3, 3, 0])
+    np.testing.assert_array_equal(images.draw(index, np.random.default_rng(0)).numpy(), np.asarray(images)[index.numpy()])
+
+
+def test_a_share_is_held_out_at_random_and_a_number_from_the_end():
+    images = Images(grey(50, 4, 4), labels=np.arange(50))
+    train, held = images.split(0.2, rng=1)
+    assert (len(train), len(held)) == (40, 10)
+    both = torch.cat([train.labels, held.labels])
+    assert sorted(both.tolist()) == list(range(50))
+    assert held.labels.tolist() != list(range(40, 50))
+    assert torch.equal(held.values, images.values[held.labels])
+    assert torch.equal(images.split(0.2, rng=1)[1].labels, held.labels)
+    assert images.split(7)[1].labels.tolist() == list(range(43, 50))
+
+
+def test_digits():
+    train, held = read_images("digits")
+    assert train.shape == held.shape == (1, 8, 8)
+    assert len(train) + len(held) == 1797
+    assert train.classes == 10
+    values = np.asarray(train)
+    assert values.min() == -1.0
+    assert values.max() == 1.0
+    assert len(np.unique(values)) == 17
+
+
+def test_files(tmp_path):
+    values, labels = grey(10, 8, 8), np.arange(10, dtype=np.uint8)
+    np.savez(tmp_path / "one.npz", images=values, labels=labels, classes=np.array(["a"] * 10))
+    np.savez(tmp_path / "sole.npz", anything=values, labels=labels)
+    np.savez(tmp_path / "two.npz", train_images=values, test_images=values[:3], test_labels=labels[:3])
+    for name in ("one", "sole"):
+        train, held = read_images(tmp_path / f"{name}.npz", 2)
+        assert torch.equal(train.values[:, 0], torch.from_numpy(values[:8]))
+        assert held.labels.tolist() == [8, 9]
+    train, held = read_images(tmp_path / "two.npz")
+    assert (len(train), len(held)) == (10, 3)
+    assert train.labels is None
+    assert held.labels.tolist() == [0, 1, 2]
+
+
+class Pairs(torch.utils.data.Dataset):
+    def __init__(self, n: int = 4, odd: bool = False) -> None:
+        self.values, self.odd = torch.rand(n, 1, 5, 5), odd
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, k: int) -> tuple[torch.Tensor, int]:
+        return (self.values[k, :, :4] if self.odd and k == 1 else self.values[k]), k % 3
+
+
+def test_a_dataset_of_pairs():
+    data = Pairs()
+    images = Images(data)
+    assert torch.equal(images.values, data.values)
+    assert images.labels.tolist() == [0, 1, 2, 0]
+    with pytest.raises(ValueError, match="different shapes"):
+        Images(Pairs(odd=True))
+    with pytest.raises(ValueError, match="the dataset of images is empty"):
+        Images(Pairs(0))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.full((3, 4, 4), np.nan), "hold 48 values that are nan or infinite"),
+        (grey(1, 8, 8), "got one image; at least 2 are needed"),
+        (grey(5, 64), r"must have shape \(n, height, width\).*got \(5, 64\)"),
+        (grey(5, 8, 8, 7), "no axis of 1 to 4 channels"),
+        (grey(0, 8, 8), r"got \(0, 1, 8, 8\)"),
+        (grey(5, 8, 8).astype(np.int64), "must be uint8 .* got int64; convert"),
+        (np.array([["a"]]), "must be numbers"),
+    ],
+)
+def test_refused_images(values, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        Images(values)
+
+
+def test_refused_options():
+    values = grey(4, 5, 5)
+    with pytest.raises(ValueError, match="needs grey levels"):
+        Images(values / 255.0, dequantise=True)
+    with pytest.raises(ValueError, match="one for each of 4 images"):
+        Images(values, labels=[0, 1])
+    with pytest.raises(ValueError, match="counted from 0, got -1"):
+        Images(values, labels=[0, 1, -1, 2])
+    with pytest.raises(ValueError, match="levels=17 allows up to 16"):
+        Images(values, levels=17)
+    for share in (0.0, -0.5, 3, 1):
+        with pytest.raises(ValueError, match="both need at least 2"):
+            Images(values).split(share)
+
+
+def test_refused_files(tmp_path):
+    np.savez(tmp_path / "many.npz", a=grey(4, 5, 5), b=grey(4, 5, 5))
+    np.savez(tmp_path / "nan.npz", images=np.full((4, 5, 5), np.nan))
+    np.savez(tmp_path / "objects.npz", images=np.array([None, {}], dtype=object))
+    np.savez(tmp_path / "sizes.npz", train_images=grey(4, 5, 5), test_images=grey(4, 6, 6))
+    (tmp_path / "text.npz").write_text("not an archive")
+    for name, message in (
+        ("many", "it holds {'a'"),
+        ("nan", "nan.npz: images: the images hold 100 values"),
+        ("objects", "cannot be read as an .npz of plain arrays"),
+        ("sizes", "differ in size or type"),
+        ("text", "cannot be read as an .npz of plain arrays"),
+        ("none", "there is no file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_images(tmp_path / f"{name}.npz")
+    with pytest.raises(ValueError, match="give 'digits' or a FILE.npz"):
+        read_images("letters")

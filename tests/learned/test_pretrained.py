@@ -1,0 +1,126 @@
+"""Models of diffusers: a tiny one, saved here, read back; the noise table and its checks."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from thermodiff.learned.pretrained import NoiseTable, from_diffusers
+from thermodiff.schedules import VP
+
+TABLE = np.cumprod(1.0 - np.linspace(1e-4, 0.02, 1000))
+
+
+def test_table_gives_its_own_steps_back():
+    table = NoiseTable(TABLE)
+    t = torch.from_numpy(np.asarray(VP().time(table.lam)))
+    np.testing.assert_allclose(table(t).numpy(), np.arange(1000), atol=1e-6)
+    low, high = table.window
+    assert (low, high) == pytest.approx((np.log(TABLE[-1] / (1 - TABLE[-1])), np.log(0.9999 / 0.0001)))
+    middle = torch.tensor([float(VP().time(0.5 * (table.lam[300] + table.lam[301])))], dtype=torch.float64)
+    assert table(middle).item() == pytest.approx(300.5, abs=1e-6)
+
+
+def test_table_refuses_what_it_does_not_cover():
+    with pytest.raises(ValueError, match=r"covers log-SNR -10.1177 \.\.\. 9.2102, it was asked at .* state a window"):
+        NoiseTable(TABLE)(torch.tensor([1e-4, 0.5], dtype=torch.float64))
+
+
+def changed(k: int, value: float) -> np.ndarray:
+    table = TABLE.copy()
+    table[k] = value
+    return table
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (changed(5, TABLE[4]), "it repeats at step 5"),
+        (changed(700, TABLE[300]), "it rises at step 700"),
+        (changed(-1, 0.0), "must lie between 0 and 1, without these"),
+        (changed(0, 1.0), "must lie between 0 and 1, without these"),
+        (TABLE[::-1], "it rises at step 1 "),
+        (TABLE[:100], "end near the noise"),
+        (changed(3, np.nan), "at least 2 finite numbers"),
+        ([0.5], "at least 2 finite numbers"),
+    ],
+)
+def test_refused_tables(table, message):
+    with pytest.raises(ValueError, match=message):
+        NoiseTable(table)
+
+
+@pytest.fixture(scope="module")
+def diffusers():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("diffusers")
+
+
+@pytest.fixture
+def saved(diffusers, tmp_path):
+    """A tiny model with classes, its scheduler, and the folder that holds them."""
+
+    def save(scheduler="DDPMScheduler", **options):
+        torch.manual_seed(0)
+        unet = diffusers.UNet2DModel(
+            sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 8), norm_num_groups=4,
+            down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"), num_class_embeds=3,
+        )  # fmt: skip
+        plan = getattr(diffusers, scheduler)(**options)
+        unet.save_pretrained(tmp_path / "unet", safe_serialization=True)
+        plan.save_pretrained(tmp_path / "scheduler")
+        return unet.eval(), plan
+
+    return save
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("kind", "predicts"), [("epsilon", "eps"), ("v_prediction", "v"), ("sample", "x0")])
+def test_a_saved_model_gives_the_same_at_every_step(saved, tmp_path, kind, predicts):
+    unet, plan = saved(beta_schedule="squaredcos_cap_v2", num_train_timesteps=50, prediction_type=kind)
+    net = from_diffusers(tmp_path)
+    assert (net.predicts, net.noise, net.classes) == (predicts, VP(), 3)
+    abar = plan.alphas_cumprod.double().numpy()
+    steps = np.array([0, 7, 23, 49])
+    t = torch.from_numpy(np.asarray(VP().time(np.log(abar[steps] / (1.0 - abar[steps])))))
+    x, y = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0])
+    with torch.no_grad():
+        expected = unet(x, torch.from_numpy(steps), class_labels=y).sample
+        torch.testing.assert_close(net(x, t, y), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_refused_folders(saved, tmp_path):
+    with pytest.raises(ValueError, match="there is no file .*config.json"):
+        from_diffusers(tmp_path)
+    saved()
+    weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    content = weights.read_bytes()
+    weights.unlink()
+    with pytest.raises(ValueError, match="holds no weights of a UNet2DModel as safetensors"):
+        from_diffusers(tmp_path)
+    weights.write_bytes(content)
+    for file, entry, message in (
+        (
+            "scheduler/scheduler_config.json",
+            {"trained_betas": [0.1, 0.0, 0.9, 0.9]},
+            "scheduler: the noise table .* repeats",
+        ),
+        ("scheduler/scheduler_config.json", {"prediction_type": "noise"}, "prediction_type 'noise' is not one of"),
+        ("scheduler/scheduler_config.json", {"_class_name": "Nothing"}, "names the scheduler 'Nothing'"),
+        ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "only UNet2DModel is read"),
+    ):
+        path = tmp_path / file
+        text = path.read_text()
+        path.write_text(json.dumps({**json.loads(text), **entry}))
+        with pytest.raises(ValueError, match=message):
+            from_diffusers(tmp_path)
+        path.write_text("{")
+        with pytest.raises(ValueError, match="is not JSON"):
+            from_diffusers(tmp_path)
+        path.write_text(text)

@@ -1,0 +1,147 @@
+"""A wrong ``predicts`` is found on the forward marginals, a poor network is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from learned_models import LAW, Exact, Recording, learned_ledger
+from torch import nn
+
+from thermodiff import account
+from thermodiff.densities import Density, Gaussian, PointCloud, Samples, paper_mixture
+from thermodiff.learned.field import Field
+from thermodiff.learned.model import LearnedDiffusion
+from thermodiff.learned.networks import ControlMLP
+from thermodiff.learned.predict import PREDICTS
+from thermodiff.learned.reading import check_reading
+from thermodiff.schedules import VE, VP, CondOT, Cosine, Schedule, StraightLine, SubVP
+
+# Pixels in [0, 1], most of them dark: off centre and narrow, where v and eps are nearly the same thing.
+PIXELS = PointCloud(np.random.default_rng(0).random((300, 64)) ** 3 * np.linspace(0.0, 1.0, 64))
+LAWS = {"two": LAW, "nine": paper_mixture(9), "pixels": PIXELS, "narrow": Gaussian([0.3] * 8, std=0.05)}
+SCHEDULES = [VP(), VP(scale=0.1), StraightLine(scale=0.1), SubVP(), Cosine(scale=2.0), CondOT(scale=0.5)]
+NETWORKS = [name for name in PREDICTS if name != "edm"]
+
+
+def check(law: Density, noise: Schedule, is_: str, read: str, data: Any = None, change: Any = None) -> None:
+    field = Field(Exact(law, noise, is_, change=change), read, noise, (law.dim,), 8192)
+    check_reading(field, law if data is None else data)
+
+
+def silent(law: Density, noise: Schedule, is_: str, read: str, change: Any = None) -> bool:
+    try:
+        check(law, noise, is_, read, change=change)
+    except ValueError as error:
+        if f"Pass predicts={is_!r}" not in str(error) and change is None:
+            raise
+        return False
+    return True
+
+
+@pytest.mark.parametrize("noise", SCHEDULES, ids=lambda noise: noise.name)
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+def test_every_wrong_reading_is_refused_and_the_right_one_named(law: Density, noise: Schedule) -> None:
+    """All pairs but those whose two readings give nearly one score on these data."""
+    assert all(silent(law, noise, name, name) for name in PREDICTS)
+    missed = {(is_, read) for is_ in NETWORKS for read in NETWORKS if is_ != read and silent(law, noise, is_, read)}
+    assert all(_alike(law, noise, *pair) for pair in missed), missed
+
+
+def _alike(law: Density, noise: Schedule, is_: str, read: str) -> bool:
+    """Whether reading ``is_`` as ``read`` costs little: S_NN moves by less than a tenth of the window's length."""
+    window = (-4.0, 4.0 - np.log(np.trace(law.covariance()) / law.dim))
+    ledgers = []
+    for name in (is_, read):
+        model = LearnedDiffusion(Exact(law, noise, is_), law, noise, predicts=name)
+        model._tried = True
+        ledgers.append(account(model, lam=window, samples=256, nodes=12, rng=0))
+    return ledgers[1].total("mismatch").value < 0.1 * law.dim * (window[1] - window[0]) / 2
+
+
+@pytest.mark.parametrize("read", NETWORKS)
+def test_edm_denoisers(read: str) -> None:
+    with pytest.raises(ValueError, match="Pass predicts='edm'"):
+        check(LAW, VP(), "edm", read)
+    with pytest.raises(ValueError, match=f"read as predicts='edm', .* Pass predicts={read!r}"):
+        check(LAW, VP(), read, "edm")
+
+
+@pytest.mark.parametrize("noise", [VP(), StraightLine(scale=0.1)], ids=lambda noise: noise.name)
+def test_samples_of_an_unknown_law(noise: Schedule) -> None:
+    data = Samples(LAW.sample(500, 0))
+    for name in PREDICTS:
+        check(LAW, noise, name, name, data)
+    for is_, read in (("eps", "score"), ("eps", "v"), ("score", "eps"), ("x0", "v"), ("v", "x0"), ("entropy", "score")):
+        with pytest.raises(ValueError, match=f"Pass predicts={is_!r}"):
+            check(LAW, noise, is_, read, data)
+
+
+def test_without_drift_the_control_is_the_score() -> None:
+    assert silent(LAW, VE(), "score", "entropy")
+    assert silent(LAW, VE(), "entropy", "score")
+
+
+POOR: dict[str, Callable[[Any], Any]] = {
+    "zero": lambda output: 0.0 * output,
+    "half": lambda output: 0.5 * output,
+    "a fifth less": lambda output: 0.8 * output,
+    "a fifth more": lambda output: 1.2 * output,
+    "one": lambda output: 0.0 * output + 1.0,
+    "noise": lambda output: output + np.random.default_rng(0).standard_normal(output.shape),
+}
+
+
+@pytest.mark.parametrize("change", POOR.values(), ids=POOR)
+@pytest.mark.parametrize("noise", [VP(), VP(scale=0.1), SubVP()], ids=lambda noise: noise.name)
+def test_poor_networks_are_measured(noise: Schedule, change: Callable[[Any], Any]) -> None:
+    for name in NETWORKS:
+        for law in (LAW, LAWS["narrow"]):
+            assert silent(law, noise, name, name, change), name
+
+
+def test_untrained_networks_are_measured() -> None:
+    for rng in range(5):
+        net = ControlMLP(2, rng=rng)
+        net.precondition(LAW.mean(), LAW.covariance(), VP())
+        check_reading(Field(net, "entropy", VP(), (2,), 8192), LAW)
+        torch.manual_seed(rng)
+        plain = nn.Sequential(nn.Linear(2, 64), nn.SiLU(), nn.Linear(64, 2))
+        for name in PREDICTS:
+            check_reading(Field(_Timeless(plain), name, VP(), (2,), 8192), LAW)
+
+
+class _Timeless(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+def test_an_account_refuses_once_and_tries_once() -> None:
+    with pytest.raises(ValueError, match=r"read as predicts='score', has not the scale of a score .* Pass predicts='eps'"):
+        learned_ledger(Exact(LAW, VP(), "eps"), VP(), predicts="score")
+    counter = Recording()
+    model = LearnedDiffusion(counter, LAW, VP())
+    model.try_out()
+    first = len(counter.seen)
+    assert 0 < sum(seen[3] for seen in counter.seen) <= 2 * 5 * 512
+    model.try_out()
+    assert len(counter.seen) == first
+
+
+def test_few_samples_of_images_are_asked() -> None:
+    """16 samples at 5 levels for d = 784."""
+    points = np.random.default_rng(0).random((20, 784))
+    counter = Recording()
+    LearnedDiffusion(counter, points, VP()).try_out()
+    assert sum(seen[3] for seen in counter.seen) in (80, 160)
+
+
+def test_a_score_that_is_not_finite_is_left_to_the_account() -> None:
+    assert silent(LAW, VP(), "score", "score", lambda output: output * np.nan)

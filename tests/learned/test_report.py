@@ -1,0 +1,87 @@
+"""What a training tells: to a function, to a file of JSON lines."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from thermodiff._check import DivergenceError
+from thermodiff.learned.parallel import Processes
+from thermodiff.learned.report import Report
+
+CPU = torch.device("cpu")
+
+
+def report(steps, metrics, done=0, processes=None, device=CPU):
+    return Report(steps, done, lambda step: 0.1 / step, device, processes or Processes(), False, metrics)
+
+
+def go(steps, metrics, done=0, stop=None, loss=float):
+    with report(steps, metrics, done) as told:
+        for step in range(done + 1, (stop or steps) + 1):
+            told.add(step, torch.tensor(loss(step)))
+
+
+def test_a_function_hears_of_every_step_in_order():
+    heard = []
+    go(45, lambda step, loss: heard.append((step, loss)), done=3)
+    assert heard == [(step, float(step)) for step in range(4, 46)]
+
+
+def test_on_a_gpu_losses_are_read_every_twenty_steps():
+    heard = []
+    with report(45, lambda step, loss: heard.append(step), device=torch.device("cuda")) as told:
+        counts = []
+        for step in range(1, 46):
+            told.add(step, torch.tensor(0.0))
+            counts.append(len(heard))
+    assert [counts.index(n) + 1 for n in sorted(set(counts))] == [1, 20, 40, 45]
+    assert heard == list(range(1, 46))
+
+
+def test_lines(tmp_path):
+    file = tmp_path / "runs" / "metrics.jsonl"
+    go(120, file)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [50, 100, 120]
+    assert [line["loss"] for line in lines] == [25.5, 75.5, 110.5]
+    assert [line["lr"] for line in lines] == [0.1 / 50, 0.1 / 100, 0.1 / 120]
+    assert lines[0]["seconds"] <= lines[1]["seconds"] <= lines[2]["seconds"] < 60.0
+
+
+def test_lines_of_a_run_that_goes_on(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    go(200, file, stop=160)
+    before = file.read_text().splitlines()
+    file.write_text("\n".join(before) + '\n{"step": 200, "lo')  # torn by a kill
+    go(200, file, done=120)
+    lines = file.read_text().splitlines()
+    assert lines[:2] == before[:2]
+    assert [json.loads(line)["step"] for line in lines] == [50, 100, 150, 200]
+
+
+def test_a_file_of_something_else_is_refused_and_kept(tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("dear diary\nsecond line\n")
+    with pytest.raises(ValueError, match="line 1, is not a line of metrics; choose another file"):
+        report(10, file)
+    assert file.read_text().startswith("dear diary")
+
+
+def test_only_the_first_process_tells(tmp_path):
+    heard = []
+    for metrics in (lambda step, loss: heard.append(step), tmp_path / "metrics.jsonl"):
+        told = report(1, metrics, processes=Processes(rank=1))
+        told.add(1, torch.tensor(1.0))
+    assert heard == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite(value):
+    heard = []
+    with pytest.raises(DivergenceError, match=f"became {value} at step 7 of 20; lower lr"):
+        go(20, lambda step, loss: heard.append(step), loss=lambda step: value if step == 7 else 1.0)
+    assert heard == list(range(1, 7))

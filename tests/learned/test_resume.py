@@ -1,0 +1,233 @@
+"""A training that is stopped, or killed, goes on to the same bits; a foreign or damaged state is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import thermodiff
+from thermodiff.learned import training
+from thermodiff.learned.images import Images
+from thermodiff.learned.networks import ControlMLP
+from thermodiff.learned.training import train
+from thermodiff.learned.unet import UNet
+from thermodiff.schedules import VP
+
+ROOT = Path(thermodiff.__file__).parent.parent
+DATA = np.random.default_rng(0).normal(size=(64, 2)) * [1.0, 0.3]
+PROGRAM = """
+import sys, numpy as np, torch
+from thermodiff.learned import ControlMLP, train
+from thermodiff.schedules import VP
+torch.set_num_threads(1)
+data = np.random.default_rng(0).normal(size=(64, 2)) * [1.0, 0.3]
+path, every = sys.argv[1], int(sys.argv[2])
+train(ControlMLP(2, width=32, rng=0), data, VP(), steps=400, batch=64, rng=0, lam=(-6.0, 6.0),
+      checkpoint=path, every=every, metrics=path + ".jsonl", progress=False)
+print("done")
+"""
+
+
+class Noisy(nn.Module):
+    """Draws random numbers of its own, as dropout does."""
+
+    predicts = "eps"
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = nn.Sequential(nn.Linear(2, 16), nn.SiLU(), nn.Dropout(0.5), nn.Linear(16, 2))
+        self.norm = nn.BatchNorm1d(2)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.inner(self.norm(x))
+
+
+def labelled() -> Images:
+    rng = np.random.default_rng(0)
+    return Images(rng.integers(0, 256, (20, 6, 6), dtype=np.uint8), labels=rng.integers(0, 3, 20), dequantise=True)
+
+
+CASES = {
+    "control": (lambda: ControlMLP(2, width=16, rng=0), DATA, {}),
+    "dropout": (Noisy, DATA, {}),
+    "labels": (lambda: UNet(1, (4, 8), classes=3, rng=0), labelled(), {"batch": 8}),
+    "channels last": (lambda: UNet(1, (4, 8), rng=0), labelled(), {"batch": 8, "precision": "bf16"}),
+}
+
+
+def run(case: str, path: Path | None = None, **options) -> nn.Module:
+    build, data, more = CASES[case]
+    call = {"steps": 12, "batch": 32, "rng": 3, "lam": (-5.0, 5.0), **more, **options}
+    return train(build(), data, VP(), checkpoint=path, every=None if path is None else 2, **call)
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(step: int):
+    def metrics(k: int, loss: float) -> None:
+        if k == step:
+            raise Stop
+
+    return metrics
+
+
+@pytest.mark.parametrize("stop", [1, 5, 8])
+@pytest.mark.parametrize("case", CASES)
+def test_a_stopped_training_ends_with_the_same_bits(case, stop, tmp_path):
+    whole = run(case).state_dict()
+    with pytest.raises(Stop):
+        run(case, tmp_path / "net", metrics=stop_after(stop))
+    torch.rand(3)  # the state of the rest of the program does not matter
+    steps = []
+    resumed = run(case, tmp_path / "net", metrics=lambda step, loss: steps.append(step)).state_dict()
+    assert steps == list(range((stop - 1) // 2 * 2 + 1, 13))
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def test_a_finished_training_is_not_repeated(tmp_path):
+    whole, steps = run("control", tmp_path / "net").state_dict(), []
+    again = run("control", tmp_path / "net", metrics=lambda step, loss: steps.append(step)).state_dict()
+    assert steps == []
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
+def test_without_rng_the_key_of_the_state_goes_on(tmp_path):
+    losses = []
+    with pytest.raises(Stop):
+        run("control", tmp_path / "net", rng=None, metrics=stop_after(7))
+    run("control", tmp_path / "net", rng=None, metrics=lambda step, loss: losses.append(loss))
+    assert len(losses) == 6
+
+
+def test_without_every_nothing_is_resumed(tmp_path):
+    net = train(CASES["control"][0](), DATA, VP(), steps=2, batch=8, rng=0, lam=(-5.0, 5.0), checkpoint=tmp_path / "net")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["net.json", "net.safetensors"]
+    assert not net.training
+
+
+def launch(path: Path, every: int = 20) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, str(path), str(every)], env=environment, stdout=subprocess.PIPE)
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
+    assert launch(tmp_path / "whole").communicate(timeout=300)[0] == b"done\n"
+    rng, path, kills = np.random.default_rng(int(time.time())), tmp_path / "killed", 0
+    state = tmp_path / "killed.state.safetensors"
+    for _ in range(4):
+        process, before = launch(path, every=1), state.stat().st_mtime_ns if state.exists() else 0
+        while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before):
+            time.sleep(0.002)  # until it has come further than the last
+        time.sleep(float(rng.uniform(0.0, 0.1)))
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+        kills += process.returncode == -signal.SIGKILL
+    assert kills >= 1
+    assert launch(path, every=1).communicate(timeout=300)[0] == b"done\n"
+    one, two = (load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    lines = [
+        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()] for name in ("whole", "killed")
+    ]
+    assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]] == list(range(50, 401, 50))
+
+
+# What is refused
+
+
+@pytest.fixture
+def state(tmp_path) -> Path:
+    with pytest.raises(Stop):
+        run("control", tmp_path / "net", metrics=stop_after(5))
+    return tmp_path / "net.state.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch": 16}, "belongs to another training .batch was 32, now 16"),
+        ({"rng": 4}, "belongs to another training .key was"),
+        ({"steps": 14}, "steps was 12, now 14"),
+        ({"lam": (-5.0, 4.0)}, "lam was"),
+        ({"likelihood": False}, "likelihood was True, now False"),
+    ],
+)
+def test_the_state_of_another_call(state, change, message):
+    with pytest.raises(ValueError, match=message):
+        run("control", state.with_name("net"), **change)
+
+
+def test_the_state_of_other_data_and_networks(state):
+    path, options = state.with_name("net"), {"steps": 12, "batch": 32, "rng": 3, "lam": (-5.0, 5.0), "every": 2}
+    with pytest.raises(ValueError, match="data was"):
+        train(ControlMLP(2, width=16, rng=0), DATA + 1.0, VP(), checkpoint=path, **options)
+    with pytest.raises(ValueError, match="arguments was"):
+        train(ControlMLP(2, width=8, rng=0), DATA, VP(), checkpoint=path, **options)
+    with pytest.raises(ValueError, match="noise was"):
+        train(ControlMLP(2, width=16, rng=0), DATA, VP(scale=0.5), checkpoint=path, **options)
+
+
+class Trap:
+    """Unpickling it would leave a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+def test_damaged_and_foreign_files(state, tmp_path):
+    good, trap = state.read_bytes(), tmp_path / "trap"
+    flipped = bytearray(good)
+    flipped[-100] ^= 1
+    for broken, message in (
+        (good[:-10], "is not a safetensors file"),
+        (b"", "is not a safetensors file"),
+        (pickle.dumps(Trap(trap)), "is not a safetensors file"),
+        (bytes(flipped), "does not match its checksum; it is damaged: delete it to start again"),
+    ):
+        state.write_bytes(broken)
+        with pytest.raises(ValueError, match=message):
+            run("control", tmp_path / "net")
+    torch.save({"net": Trap(trap)}, state)
+    with pytest.raises(ValueError, match="is not a safetensors file"):
+        run("control", tmp_path / "net")
+    assert not trap.exists()
+    save_file({"a": torch.zeros(1)}, state)
+    for rng in (3, None):
+        with pytest.raises(ValueError, match="is not the state of a training of format"):
+            run("control", tmp_path / "net", rng=rng)
+    state.write_bytes(good)
+    run("control", tmp_path / "net")
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
+    loss = training.denoising_loss
+    monkeypatch.setattr(training, "denoising_loss", lambda *given: loss(*given) * float("nan"))
+    with pytest.raises(ArithmeticError, match="became nan at step 1"):
+        run("control", tmp_path / "net")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_needs_a_place():
+    with pytest.raises(ValueError, match="say where with checkpoint="):
+        train(ControlMLP(2, rng=0), DATA, VP(), every=5, lam=(-5.0, 5.0))
+    with pytest.raises(ValueError, match="every must be at least 1"):
+        train(ControlMLP(2, rng=0), DATA, VP(), every=0, checkpoint="x", lam=(-5.0, 5.0))

@@ -1,0 +1,1 @@
+"""Experiments of the literature, repeated with error bars: one command each, resumable."""

@@ -1,0 +1,150 @@
+"""What is kept of a run as its pieces come: in memory, in a file, in a Zarr store, or in an array of the caller's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thermodiff.integrate.path import Path
+from thermodiff.integrate.reducers import Reducer, Running
+
+FloatArray = npt.NDArray[np.float64]
+
+ZARR_CHUNK = 2**19
+"""Numbers in a chunk of a Zarr store, about: 4 MB."""
+
+
+@dataclass
+class Kept:
+    """States (T, n, d) or what a reducer makes of them, and heat or work (T, n), by pieces of paths."""
+
+    states: Any
+    also: dict[str, FloatArray]
+    running: Running | None
+    lost: npt.NDArray[np.bool_]
+    file: _OnDisk | None
+
+    @classmethod
+    def made(cls, shape: tuple[int, int, int], piece: int, also: tuple[str, ...], reduce: Reducer | None, out: Any) -> Kept:
+        """For states of this shape, which come in pieces of ``piece`` paths.
+
+        Raises
+        ------
+        TypeError, ValueError, ImportError
+            If ``out`` cannot take them.
+        """
+        if out is not None and reduce is not None:
+            raise ValueError("out= keeps the states and reduce= does not; pass one of them.")
+        file, states = None, None
+        if isinstance(out, str | os.PathLike):
+            file = _OnDisk.made(FilePath(out), shape, piece)
+            states = file.array
+        elif out is not None:
+            if getattr(out, "shape", None) != shape:
+                raise ValueError(f"out must have shape {shape}, got {getattr(out, 'shape', None)}.")
+            if np.dtype(out.dtype).kind != "f":
+                raise TypeError(f"out must hold floating-point numbers, got {out.dtype}.")
+            states = out
+        elif reduce is None:
+            states = np.empty(shape)
+        running = None if reduce is None else Running(reduce)
+        return cls(states, {name: np.empty(shape[:2]) for name in also}, running, np.zeros(shape[1], dtype=bool), file)
+
+    def __enter__(self) -> Kept:
+        return self
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        """Half a file is not kept."""
+        if kind is not None and self.file is not None:
+            _remove(self.file.temporary)
+
+    def put(self, part: slice, piece: dict[str, Any]) -> None:
+        """Take the paths ``part``."""
+        if self.states is not None:
+            self.states[:, part] = piece["states"]
+        for name, values in self.also.items():
+            values[:, part] = piece[name]
+        if self.running is not None:
+            self.running.add(piece["reduced"])
+        self.lost[part] = piece["lost"]
+
+    def path(self, times: FloatArray, key: tuple[int, int] | None, marked: bool) -> Path:
+        """All pieces together; a file gets its name now."""
+        return Path(
+            times=times,
+            lam=None,
+            states=self.states if self.file is None else self.file.finished(),
+            key=key,
+            denoised=False,
+            **self.also,
+            reduced=None if self.running is None else self.running.result(),
+            diverged=self.lost if marked else None,
+        )
+
+
+@dataclass
+class _OnDisk:
+    """An array under a temporary name, which ``read`` opens under its own."""
+
+    array: Any
+    temporary: FilePath
+    target: FilePath
+    read: Callable[[FilePath], Any]
+
+    @classmethod
+    def made(cls, target: FilePath, shape: tuple[int, int, int], piece: int) -> _OnDisk:
+        if target.suffix not in (".npy", ".zarr"):
+            raise ValueError(f"out must be a .npy file, a .zarr store or an array that takes slices, got {str(target)!r}.")
+        zarr = _zarr() if target.suffix == ".zarr" else None
+        if zarr is not None and target.exists():
+            try:
+                zarr.open_array(str(target), mode="r")
+            except (OSError, ValueError):
+                raise ValueError(f"out: {str(target)!r} exists and is not a Zarr array; choose another name.") from None
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        if zarr is None:
+            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float64, shape=shape)
+            return cls(array, temporary, target, lambda file: np.load(file, mmap_mode="r", allow_pickle=False))
+        _remove(temporary)
+        # A piece of paths begins and ends with chunks, which are then written once each.
+        paths = min(piece, shape[1])
+        chunks = (min(max(ZARR_CHUNK // (paths * shape[2]), 1), shape[0]), paths, shape[2])
+        array = zarr.create_array(str(temporary), shape=shape, chunks=chunks, dtype="float64")
+        return cls(array, temporary, target, lambda file: zarr.open_array(str(file), mode="r"))
+
+    def finished(self) -> Any:
+        """The whole array under its own name, read as it is asked for."""
+        if isinstance(self.array, np.memmap):
+            self.array.flush()
+        if self.temporary.is_dir() and self.target.exists():
+            # A directory does not replace another.
+            old = self.target.with_name(f".{self.target.name}.{os.getpid()}.old")
+            os.rename(self.target, old)
+            os.rename(self.temporary, self.target)
+            _remove(old)
+        else:
+            os.replace(self.temporary, self.target)
+        return self.read(self.target)
+
+
+def _remove(place: FilePath) -> None:
+    if place.is_dir():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
+
+
+def _zarr() -> Any:
+    try:
+        import zarr
+    except ImportError:
+        raise ImportError("out=\"….zarr\" needs zarr; install it with: pip install 'thermodiff[zarr]'") from None
+    return zarr

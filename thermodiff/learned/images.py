@@ -1,0 +1,267 @@
+"""Images as data: read from files, arrays and datasets, split into training and held-out ones, with labels if there.
+
+Whole numbers (grey levels) are kept as they are and scaled when drawn.  With L levels, level k becomes the fraction
+
+    k / (L - 1)                          as published, or
+    (k + u) / L,  u uniform in [0, 1)    dequantised: a density, so that likelihoods mean something,
+
+which is mapped onto ``span``.  Numbers with a fraction are taken as they are: their units are the caller's.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from thermodiff._check import count, finite_number, increasing_pair, seed_words
+
+CHANNELS = (1, 2, 3, 4)
+"""Lengths of an axis that are read as channels."""
+_LABELS = {"images": "labels", "train_images": "train_labels", "test_images": "test_labels"}
+
+
+class Images:
+    """Images of one size, with their labels where known.
+
+    Parameters
+    ----------
+    values : array, Tensor or dataset
+        Shape (n, height, width), (n, channels, height, width) or, for arrays, (n, height, width, channels): an axis of
+        1 to 4 next to the first is read as channels before one at the end.  Type uint8 for grey levels, else float.  A
+        dataset has ``len`` and items that are images or pairs (image, label).
+    labels : array (n,) of int, optional
+        Classes, counted from 0.
+    span : (float, float)
+        Darkest and brightest value of grey levels.
+    dequantise : bool
+        Whether draws of grey levels carry uniform noise of one level.
+    levels : int
+        Number of grey levels.
+
+    Attributes
+    ----------
+    values : Tensor, shape (n, channels, height, width)
+        Grey levels (uint8) or values (float32).
+    labels : Tensor of int64, shape (n,), or None
+    """
+
+    def __init__(
+        self,
+        values: Any,
+        labels: Any = None,
+        *,
+        span: tuple[float, float] = (-1.0, 1.0),
+        dequantise: bool = False,
+        levels: int = 256,
+    ) -> None:
+        if not isinstance(values, np.ndarray | torch.Tensor | list) and hasattr(values, "__getitem__"):
+            values, labels = _collect(values, labels)
+        self.values = _channels_first(values)
+        self.span, self.dequantise, self.levels = increasing_pair("span", span), dequantise, count("levels", levels, 2)
+        if len(self.values) < 2:
+            raise ValueError("got one image; at least 2 are needed, since a single one has no spread to learn.")
+        if self.quantised and int(self.values.max()) >= self.levels:
+            raise ValueError(f"the images hold level {int(self.values.max())}, levels={levels} allows up to {levels - 1}.")
+        if dequantise and not self.quantised:
+            raise ValueError("dequantise=True needs grey levels (uint8); the images given have fractions already.")
+        self.labels = None if labels is None else _labels(labels, len(self.values))
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the images are grey levels."""
+        return self.values.dtype == torch.uint8
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(channels, height, width)."""
+        return tuple(self.values.shape[1:])
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes, one more than the largest label."""
+        return None if self.labels is None else int(self.labels.max()) + 1
+
+    @property
+    def cell(self) -> float:
+        """Width of one grey level in the units of draws: log p per level is log p of the density plus d ln(cell)."""
+        return (self.span[1] - self.span[0]) / (self.levels if self.dequantise else self.levels - 1)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __repr__(self) -> str:
+        kinds = "" if self.labels is None else f", {self.classes} classes"
+        return f"Images({len(self)} of {'x'.join(map(str, self.shape))}{kinds})"
+
+    def __getitem__(self, index: Any) -> Images:
+        """A part of the images, chosen by a slice or an array of indices."""
+        part = object.__new__(Images)
+        part.span, part.dequantise, part.levels = self.span, self.dequantise, self.levels
+        index = index if isinstance(index, slice) else torch.as_tensor(np.asarray(index))
+        part.values = self.values[index]
+        if part.values.ndim != 4:
+            raise TypeError("Images: index with a slice or an array of indices, as in images[:100].")
+        part.labels = None if self.labels is None else self.labels[index]
+        return part
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        """Values, float32, shape (n, channels, height, width); where draws carry noise, the middle of each level."""
+        middle = torch.tensor(0.5) if self.dequantise else None
+        return self._scaled(self.values, middle).numpy().astype(dtype or np.float32)
+
+    def draw(self, index: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        """Images at ``index`` (m,), float32, (m, channels, height, width); ``rng`` dequantises."""
+        values = self.values[index]
+        noise = torch.from_numpy(rng.random(values.shape, dtype=np.float32)) if self.dequantise else None
+        return self._scaled(values, noise)
+
+    def split(self, held_out: float | int = 0.2, *, rng: Any = 0) -> tuple[Images, Images]:
+        """Training and held-out images.
+
+        Parameters
+        ----------
+        held_out : float or int
+            A share (below 1) chosen at random, or a number (1 and above), of the last images as they stand.
+        rng : int, SeedSequence, Generator or None
+            Chooses the share.
+        """
+        number = finite_number("held_out", held_out)
+        held = count("held_out", held_out) if number >= 1.0 else max(2, round(number * len(self)))
+        if not number > 0.0 or held < 2 or len(self) - held < 2:
+            raise ValueError(
+                f"held_out={held_out!r} of {len(self)} images leaves {len(self) - held} to train on and {held} held out; "
+                "both need at least 2."
+            )
+        order = np.arange(len(self))
+        if number < 1.0:
+            np.random.default_rng([*map(int, seed_words(rng)), 1]).shuffle(order)
+        return self[order[: len(self) - held]], self[order[len(self) - held :]]
+
+    def _scaled(self, values: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        if not self.quantised:
+            return values
+        low, high = self.span
+        if noise is None:
+            return low + (high - low) / (self.levels - 1) * values.to(torch.float32)
+        return low + (high - low) / self.levels * (values + noise)
+
+
+def read_images(
+    source: str | PathLike[str], held_out: float | int = 0.2, *, rng: Any = 0, **options: Any
+) -> tuple[Images, Images]:
+    """Read training and held-out images.
+
+    Parameters
+    ----------
+    source : str or path
+        "digits": scikit-learn's 8x8 digits.  Or a FILE.npz with ``images``, or with ``train_images`` and
+        ``test_images``, or with a single array; labels beside them as ``labels``, ``train_labels``, ``test_labels``.
+    held_out, rng
+        As for `Images.split`; a file with test images is split already, and ``held_out`` has no say.
+    **options
+        ``span``, ``dequantise`` and ``levels`` of `Images`.
+
+    Returns
+    -------
+    (Images, Images)
+        Training and held-out images.
+    """
+    if str(source) == "digits":
+        return _digits(options).split(held_out, rng=rng)
+    path = Path(source)
+    arrays = _arrays(path)
+    if "train_images" in arrays and "test_images" in arrays:
+        first, second = (_part(path, arrays, name, options) for name in ("train_images", "test_images"))
+        if first.shape != second.shape or first.quantised != second.quantised:
+            raise ValueError(f"{path}: train_images {first!r} and test_images {second!r} differ in size or type.")
+        return first, second
+    names = [name for name in arrays if name not in _LABELS.values()]
+    if "images" not in arrays and len(names) != 1:
+        shapes = {name: value.shape for name, value in arrays.items()}
+        raise ValueError(f"{path} must hold 'images', or 'train_images' and 'test_images', or one array; it holds {shapes}.")
+    name = "images" if "images" in arrays else names[0]
+    return _part(path, arrays, name, options).split(held_out, rng=rng)
+
+
+def _part(path: Path, arrays: dict[str, npt.NDArray[Any]], name: str, options: dict[str, Any]) -> Images:
+    try:
+        return Images(arrays[name], arrays.get(_LABELS.get(name, "labels")), **options)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{path}: {name}: {error}") from None
+
+
+def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    if path.suffix != ".npz":
+        raise ValueError(f"unknown images {str(path)!r}; give 'digits' or a FILE.npz.")
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}.")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, KeyError, RuntimeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path} cannot be read as an .npz of plain arrays ({error}); write it with numpy.savez(file, images=...)."
+        ) from None
+
+
+def _digits(options: dict[str, Any]) -> Images:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise ImportError("the digits need scikit-learn; install it with: pip install 'thermodiff[learned]'") from None
+    digits: Any = load_digits()
+    return Images(digits.images.astype(np.uint8), digits.target, **{**options, "levels": 17})
+
+
+def _collect(dataset: Any, labels: Any) -> tuple[npt.NDArray[Any], Any]:
+    """Images, and labels if there, of a dataset whose items are images or pairs."""
+    if len(dataset) == 0:
+        raise ValueError("the dataset of images is empty; give at least 2.")
+    items = [dataset[k] for k in range(len(dataset))]
+    if isinstance(items[0], tuple):
+        labels = [int(item[1]) for item in items] if labels is None else labels
+        items = [item[0] for item in items]
+    arrays = [np.asarray(item) for item in items]
+    shapes = {value.shape for value in arrays}
+    if len(shapes) > 1:
+        raise ValueError(f"the images of the dataset have different shapes, {sorted(shapes)[:3]}; bring them to one.")
+    return np.stack(arrays), labels
+
+
+def _channels_first(values: Any) -> torch.Tensor:
+    plain = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    if plain.dtype != np.uint8 and plain.dtype.kind not in "fiub":
+        raise TypeError(f"images must be numbers, got type {plain.dtype}.")
+    if plain.dtype.kind in "iub" and plain.dtype != np.uint8:
+        raise TypeError(f"images must be uint8 (grey levels) or float, got {plain.dtype}; convert them.")
+    if plain.ndim == 3:
+        plain = plain[:, None]
+    needed = "(n, height, width), (n, channels, height, width) or (n, height, width, channels)"
+    if plain.ndim != 4 or plain.size == 0:
+        raise ValueError(f"images must have shape {needed}, got {plain.shape}.")
+    if plain.shape[1] not in CHANNELS:
+        if isinstance(values, torch.Tensor) or plain.shape[3] not in CHANNELS:
+            raise ValueError(f"images of shape {plain.shape} have no axis of 1 to 4 channels; needed is {needed}.")
+        plain = np.moveaxis(plain, 3, 1)
+    if plain.dtype == np.uint8:
+        return torch.from_numpy(np.array(plain, order="C"))
+    bad = int(np.count_nonzero(~np.isfinite(plain)))
+    if bad:
+        raise ValueError(f"the images hold {bad} values that are nan or infinite; remove them.")
+    return torch.from_numpy(np.array(plain, dtype=np.float32, order="C"))
+
+
+def _labels(labels: Any, n: int) -> torch.Tensor:
+    values = np.asarray(labels)
+    if values.shape != (n,) or values.dtype.kind not in "iu":
+        raise ValueError(f"labels must be whole numbers, one for each of {n} images, got {values.dtype} {values.shape}.")
+    if values.min() < 0:
+        raise ValueError(f"labels are counted from 0, got {values.min()}.")
+    return torch.from_numpy(values.astype(np.int64))

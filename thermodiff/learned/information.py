@@ -1,0 +1,167 @@
+"""Mutual information of data X and what they are conditioned on, Y: a label, or another block of variables.
+
+With b(x, y) and b(x) the dimensionless scores of a conditional and of a plain model of one noised X, the entropies of the
+two diffusions differ by the information, and so do the scores (Franzese et al., MINDE, 2310.09031):
+
+    I(X_hi; Y) - I(X_lo; Y) = E S^(X|Y) - S^X                            "difference"
+                            = 1/2 int dlam E |b(x, y) - b(x)|^2          "score difference"
+
+between the ends of the window.  For true scores both are the same; the second cannot be negative and varies less.  Errors
+of the networks enter the first to first order, whatever their sign, and the second only squared once both networks are
+near.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from thermodiff._check import choice, count, seed_words
+from thermodiff.accounting import Ledger
+from thermodiff.accounting.ledger import standard_error
+from thermodiff.accounting.nodes import gauss_legendre
+from thermodiff.densities import Samples
+from thermodiff.learned.field import DRAWN_TOGETHER, Field, evaluating
+from thermodiff.learned.model import LearnedDiffusion
+from thermodiff.learned.predict import PREDICTS
+from thermodiff.schedules import Row, Schedule
+
+FloatArray = npt.NDArray[np.float64]
+
+ROWS = ("conditional", "neural", "difference", "score difference")
+
+
+def mutual_information(
+    conditional: Any,
+    plain: Any,
+    x: Any,
+    y: npt.ArrayLike,
+    noise: Schedule,
+    *,
+    predicts: str = "entropy",
+    nodes: int = 64,
+    rounds: int = 1,
+    rng: Any = None,
+    lam: tuple[float, float] | None = None,
+    batch: int | None = None,
+) -> Ledger:
+    """Estimate the mutual information of X and Y from two networks and pairs of their values.
+
+    Parameters
+    ----------
+    conditional, plain : Module
+        Called as ``conditional(x, t, y)`` and ``plain(x, t)``, with a batch of ``y``; both give what ``predicts`` says.
+        One network may serve as both, where it takes ``y`` or not.
+    x : (n, d) or (n, channels, height, width) array, or Images
+        Data.
+    y : (n,) array of labels or (n, k) array
+        What belongs to each.
+    noise : Schedule
+    predicts : str
+        See `thermodiff.learned.predict`.
+    nodes, rng, lam
+        As for `thermodiff.account`; the window must be stated, since the law of the data is unknown.
+    rounds : int
+        Draws of noise for each pair at each node.
+    batch : int, optional
+        Samples in one call of a network.
+
+    Returns
+    -------
+    Ledger
+        Rows "conditional" (E S_NN of X given Y), "neural" (S_NN of X), "difference" and "score difference", in nats; errors
+        by data point.
+    """
+    choice("predicts", predicts, PREDICTS)
+    model = LearnedDiffusion(plain, x, noise, predicts=predicts, batch=batch)
+    data = model.data
+    if not isinstance(data, Samples):
+        raise TypeError(f"x must be data, an array or Images, of which y is known; got {type(x).__name__}.")
+    given = _Given(conditional, y, data.points.shape[0])
+    field = Field(given, predicts, noise, model.shape, model.field.batch)
+    window, key = model.window(lam), seed_words(rng)
+    model.try_out()
+    node_lam, weights = gauss_legendre(*window, count("nodes", nodes))
+    row, points = noise.at(node_lam), data.points.shape[0]
+    samples = points * count("rounds", rounds)
+    sums, rates, errors = np.zeros((len(ROWS), samples)), *np.empty((2, len(ROWS), len(node_lam)))
+    for j, weight in enumerate(weights):
+        here = Row(*(float(entry[j]) for entry in row))
+        values = _node(model, data, field, given, key, j, here, samples)
+        rates[:, j] = values.mean(axis=1)
+        errors[:, j] = [standard_error(value, points) for value in values]
+        sums += weight * values
+    return Ledger(
+        samples=dict(zip(ROWS, sums, strict=True)),
+        rates=dict(zip(ROWS, rates, strict=True)),
+        rate_errors=dict(zip(ROWS, errors, strict=True)),
+        lam=node_lam,
+        times=row.time,
+        weights=weights,
+        lam_per_time=2.0 * noise.diffusivity(row.time) / row.sigma**2,
+        window=window,
+        key=(int(key[0]), int(key[1])),
+        about={**model.about, "conditional": type(conditional).__name__},
+        clusters=points,
+    )
+
+
+class _Given(nn.Module):
+    """A conditional network as a function of x and t, for the part of ``y`` that was chosen last."""
+
+    def __init__(self, net: Any, y: npt.ArrayLike, points: int) -> None:
+        super().__init__()
+        if not callable(net):
+            raise TypeError(f"conditional must be a module called as net(x, t, y), got {type(net).__name__}.")
+        values = torch.as_tensor(np.asarray(y))
+        if values.ndim == 0 or len(values) != points:
+            raise ValueError(f"y must have one entry for each of the {points} data points, got shape {tuple(values.shape)}.")
+        if values.is_floating_point() and not bool(torch.isfinite(values).all()):
+            raise ValueError("y holds values that are nan or infinite; remove them, with their data points.")
+        self.net: Any = net
+        self.values, self.chosen = values, values
+        self.double_time = bool(getattr(net, "double_time", False))
+
+    def choose(self, index: npt.NDArray[np.intp]) -> None:
+        """The entries of ``y`` that the next call is for."""
+        self.chosen = self.values[torch.from_numpy(index)]
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        y = self.chosen.to(x.device)
+        return self.net(x, t, y.to(x.dtype) if y.is_floating_point() else y)
+
+
+def _node(
+    model: LearnedDiffusion,
+    data: Samples,
+    field: Field,
+    given: _Given,
+    key: npt.NDArray[np.uint32],
+    node: int,
+    row: Row,
+    samples: int,
+) -> FloatArray:
+    """Rates per unit of lam of each row and sample at one node."""
+    out = np.empty((len(ROWS), samples))
+    together = max(256, DRAWN_TOGETHER // model.dim // 256 * 256)
+    for start in range(0, samples, together):
+        size = min(together, samples - start)
+        x = data.draw(key, node, row.alpha, row.sigma, size, start)[0].T
+        order = data.order(key, size, start)
+        conditional = np.empty(x.shape)
+
+        def work(part: slice, x: FloatArray = x, order: Any = order, out: FloatArray = conditional) -> None:
+            given.choose(order[part])
+            out[part] = field.at(row)(torch.from_numpy(np.ascontiguousarray(x[part]))).cpu().numpy()
+
+        with evaluating(given), torch.inference_mode():
+            field.in_batches(work, size)
+        plain, drift = model.field.values(x, row), -2.0 * row.growth / row.sigma * x
+        pairs = (drift - conditional, drift - plain, conditional - plain)
+        first, second, third = (0.5 * np.einsum("nd,nd->n", pair, pair) for pair in pairs)
+        out[:, start : start + size] = first, second, first - second, third
+    return out

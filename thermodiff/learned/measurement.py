@@ -1,0 +1,208 @@
+"""What a network stores, measured so that it can be trusted: one call, one printed page.
+
+Beside the ledger it gives the Gaussian part of S_NN, what a Gaussian of the data's mean and covariance would have as
+entropy production in the same window, and the remainder, which needs structure beyond second moments; the change of each
+row when half of the nodes are used; and, for training data, the ledger of the memorising law.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thermodiff._check import count, seed_words
+from thermodiff.accounting import Estimate, Ledger, account
+from thermodiff.accounting.ledger import standard_error
+from thermodiff.densities import Density, PointCloud, Samples
+from thermodiff.diffusion import Diffusion, medium_integral
+from thermodiff.learned.model import LearnedDiffusion
+from thermodiff.schedules import Schedule
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """A ledger and what is needed to judge it.
+
+    Attributes
+    ----------
+    ledger, coarse : Ledger
+        With all the nodes, and with half of them (draws of its own).
+    convergence : dict of str to Estimate
+        All nodes less half of them, by row: zero within its error where the nodes suffice.
+    gaussian, remainder : Estimate
+        The Gaussian part of S_NN, and S_NN less that part, with the error of the difference.
+    held_out : Ledger or None
+        Of the same network on data that it was not trained on.
+    memorising : Ledger or None
+        "total" of the empirical law of the training data, and its "gap", the information about which point it was.
+    """
+
+    ledger: Ledger
+    coarse: Ledger
+    convergence: dict[str, Estimate]
+    gaussian: Estimate
+    remainder: Estimate
+    held_out: Ledger | None = None
+    memorising: Ledger | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        ledgers = {"ledger": self.ledger, "held_out": self.held_out, "memorising": self.memorising}
+        return {
+            **{name: ledger.to_dict() for name, ledger in ledgers.items() if ledger is not None},
+            "gaussian": self.gaussian.to_dict(),
+            "remainder": self.remainder.to_dict(),
+            "coarse_nodes": self.coarse.lam.size,
+            "convergence": {row: gap.to_dict() for row, gap in self.convergence.items()},
+        }
+
+    def __str__(self) -> str:
+        high = self.ledger.window[1]
+        lines = [str(self.ledger), "", f"of S_NN up to lam_max = {high:.4g} (nats)"]
+        lines += [f"{'gaussian part':<16}{self.gaussian.value:>14.6g}{self.gaussian.error:>12.1e}"]
+        lines += [f"{'remainder':<16}{self.remainder.value:>14.6g}{self.remainder.error:>12.1e}"]
+        lines += ["", f"{self.ledger.lam.size} nodes less {self.coarse.lam.size}, with draws of its own"]
+        for row, gap in self.convergence.items():
+            lines.append(f"{row:<16}{gap.value:>14.2g}{gap.error:>12.1e}   {_verdict(gap)}")
+        for title, ledger in (("held-out data", self.held_out), ("memorising law", self.memorising)):
+            if ledger is not None:
+                lines += ["", title, str(ledger)]
+        return "\n".join(lines)
+
+
+def _verdict(gap: Estimate) -> str:
+    return "the nodes suffice" if abs(gap.value) <= 3.0 * gap.error else "NOT CONVERGED: take more nodes"
+
+
+def measure(
+    model: LearnedDiffusion,
+    *,
+    held_out: Any = None,
+    nodes: int = 64,
+    samples: int | None = None,
+    rng: Any = None,
+    lam: tuple[float, float] | None = None,
+) -> Measurement:
+    """Measure a network on its data.
+
+    Parameters
+    ----------
+    model : LearnedDiffusion
+    held_out : array, Samples or Images, optional
+        Data that the network was not trained on; ``model.data`` is then taken as the training data, and the memorising
+        law is measured too.
+    nodes : int
+        At least 4; half of them serve the statement of convergence, at half the cost.
+    samples : int, optional
+        Draws per node; default 2000, or as many whole rounds of the data points as come nearest.
+    rng, lam
+        As for `thermodiff.account`.
+
+    Returns
+    -------
+    Measurement
+    """
+    nodes = count("nodes", nodes, 4)
+    if not isinstance(rng, int | np.integer | np.random.SeedSequence):
+        rng = np.random.SeedSequence([int(word) for word in seed_words(rng)])  # used more than once below
+    options: dict[str, Any] = {"rng": rng, "lam": lam}
+    ledger = account(model, nodes=nodes, samples=_draws(model, samples), **options)
+    # A key of its own: the draws of node k do not depend on where it lies.
+    coarse = account(
+        model,
+        nodes=nodes // 2,
+        samples=_draws(model, samples),
+        rng=np.random.SeedSequence([int(word) for word in seed_words(rng)], spawn_key=(3,)),
+        lam=lam,
+    )
+    gaussian, remainder = gaussian_part(model, ledger)
+    other = memorising = None
+    if held_out is not None:
+        if not isinstance(model.data, Samples):
+            raise TypeError("held_out needs a model of training data (an array, Samples or Images), got one of a density.")
+        unseen = LearnedDiffusion(
+            model.net, held_out, model.noise, predicts=model.predicts, batch=model.field.batch, shape=model.shape
+        )
+        options["lam"] = ledger.window
+        other = account(unseen, nodes=nodes, samples=_draws(unseen, samples), **options)
+        memorising = memorising_ledger(model.data, model.noise, ledger.window, nodes, _draws(model, samples), rng)
+    return Measurement(ledger, coarse, _convergence(model, ledger, coarse), gaussian, remainder, other, memorising)
+
+
+def _convergence(model: LearnedDiffusion, fine: Ledger, coarse: Ledger) -> dict[str, Estimate]:
+    """Fine less coarse, by row; point by point where both used all the points."""
+    if not isinstance(model.data, Samples) or fine.sample_count < len(model.data.points):
+        return {row: fine.total(row) - coarse.total(row) for row in fine.samples}
+    gaps = {}
+    for row in fine.samples:
+        means = [_by_point(model.data, ledger, row) for ledger in (fine, coarse)]
+        gaps[row] = Estimate(float(np.mean(means[0] - means[1])), standard_error(means[0] - means[1], None))
+    return gaps
+
+
+def _by_point(data: Samples, ledger: Ledger, row: str) -> FloatArray:
+    """Mean of a row over the draws that start from each point, (points,)."""
+    order = data.order(np.array(ledger.key, dtype=np.uint32), ledger.sample_count)
+    return np.bincount(order, weights=ledger.samples[row]) / np.bincount(order)
+
+
+def _draws(model: LearnedDiffusion, samples: int | None) -> int:
+    if model.clusters is None or samples is not None:
+        return samples or 2000
+    return model.clusters * max(1, round(2000 / model.clusters))
+
+
+def memorising_ledger(
+    data: Samples, noise: Schedule, window: tuple[float, float], nodes: int, samples: int, rng: Any
+) -> Ledger:
+    """The ledger of the law that puts 1/N on each point, what a network that memorises them stores.
+
+    Its "gap" is I(X_0; X_lam) between the ends of the window, at most ln N: how well a noised point tells which it was.
+    """
+    cloud = PointCloud(data.points)
+    ledger = account(Diffusion(cloud, noise), nodes=nodes, samples=samples, rng=rng, lam=window)
+    ledger.fixed["gap"] = information_gap(cloud, noise, window)
+    return ledger
+
+
+def information_gap(law: Density, noise: Schedule, window: tuple[float, float]) -> Estimate:
+    """I(X_0; X_hi) - I(X_0; X_lo) of a law: what its denoising loss holds besides the mismatch; nats."""
+    noisy, clean = noise.at(window[0]), noise.at(window[1])
+    entropies = [law.entropy(alpha=float(row.alpha), sigma=float(row.sigma)) for row in (clean, noisy)]
+    channel = law.dim * float(np.log(clean.sigma / noisy.sigma))
+    difference = entropies[0] - entropies[1]
+    return Estimate(difference.value - channel, difference.error)
+
+
+def gaussian_part(model: LearnedDiffusion, ledger: Ledger) -> tuple[Estimate, Estimate]:
+    """Entropy production in the window of the Gaussian of the data's moments, and S_NN less that; nats.
+
+    With eigenvalues e_j of the covariance and M = E|x_0|^2 it is the medium plus 1/2 sum_j of ln(alpha^2 e_j + sigma^2)
+    from the data to the noise end.  For samples both have errors by data point, to first order (the delta method).  With
+    fewer points than dimensions the covariance is that of the points, not of their law.
+    """
+    window, noise, data = ledger.window, model.noise, model.data
+    centre = data.mean()
+    spectrum, columns = np.linalg.eigh(data.covariance())
+    spectrum = np.maximum(spectrum, 0.0)
+    low, high = (noise.at(edge) for edge in window)
+    spread = [row.alpha**2 * spectrum + row.sigma**2 for row in (low, high)]
+    second = float(np.sum(spectrum) + centre @ centre)
+    value = medium_integral(noise, window, second, model.dim) + 0.5 * float(np.sum(np.log(spread[0] / spread[1])))
+    neural = ledger.samples["neural"]
+    if isinstance(data, Density):
+        total = ledger.total("neural")
+        return Estimate(value, 0.0), Estimate(total.value - value, total.error)
+    heat = medium_integral(noise, window, 1.0, model.dim) - medium_integral(noise, window, 0.0, model.dim)
+    slopes = 0.5 * (low.alpha**2 / spread[0] - high.alpha**2 / spread[1])
+    turned = (data.points - centre) @ columns
+    influence = heat * (np.sum(data.points**2, axis=1) - second) + (turned**2 - spectrum) @ slopes
+    per_draw = influence[data.order(np.array(ledger.key, dtype=np.uint32), neural.size)]
+    error = standard_error(per_draw, ledger.clusters)
+    rest = standard_error(neural - per_draw, ledger.clusters)
+    return Estimate(value, error), Estimate(ledger.total("neural").value - value, rest)

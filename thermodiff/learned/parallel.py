@@ -1,0 +1,79 @@
+"""Several processes that train one network: started by ``torchrun``, or with a process group of the caller."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Processes:
+    """One process among those that share the work."""
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0
+    """Rank on this machine, which is the number of its GPU."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this one writes files and shows progress."""
+        return self.rank == 0
+
+    def share(self, net: nn.Module, device: torch.device) -> nn.Module:
+        """The network whose gradients are averaged over all processes; it starts from the weights of the first."""
+        if self.count == 1:
+            return net
+        return DistributedDataParallel(net, device_ids=[device] if device.type == "cuda" else None)
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """The mean of ``values`` over all processes."""
+        if self.count > 1:
+            distributed.all_reduce(values)
+            values /= self.count
+        return values
+
+    def agree(self, words: npt.NDArray[np.uint32], device: torch.device) -> npt.NDArray[np.uint32]:
+        """The key of the first process."""
+        if self.count == 1:
+            return words
+        shared = torch.tensor(words.astype(np.int64), device=device)
+        distributed.broadcast(shared, 0)
+        return shared.cpu().numpy().astype(np.uint32)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.count > 1:
+            distributed.barrier()
+
+
+def local_rank() -> int:
+    """Number of this process on this machine, as ``torchrun`` says; 0 for one alone."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[Processes]:
+    """The processes that share the work: the caller's group, or that of ``torchrun``, or this one alone.
+
+    Between GPUs they speak by NCCL, else by Gloo.
+    """
+    own = distributed.is_available() and not distributed.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if own:
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        if distributed.is_available() and distributed.is_initialized():
+            yield Processes(distributed.get_rank(), distributed.get_world_size(), local_rank())
+        else:
+            yield Processes()
+    finally:
+        if own:
+            distributed.destroy_process_group()

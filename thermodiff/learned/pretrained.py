@@ -1,0 +1,164 @@
+"""Models of the diffusers library, from a local folder, without network access.
+
+Their noise comes as a table abar_k, k = 0 ... steps - 1, with alpha = sqrt(abar_k) and sigma = sqrt(1 - abar_k).  The
+noise schedule VP of scale 1 runs through the same kernels, since alpha**2 + sigma**2 = 1 there too, and only its clock
+is another; so at a given log-SNR the model is asked at the place where its table has that log-SNR.  Between two steps
+that place is a fraction, interpolated linearly in log-SNR, which the model's sinusoidal embedding of time takes as well.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from thermodiff.learned.adapters import Adapted
+from thermodiff.learned.networks import schedule_row
+from thermodiff.schedules import VP
+
+PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+"""What diffusers calls the output, and what it is called here."""
+_SLACK = 1e-9  # of log-SNR: round-off at the ends of the table
+
+
+class NoiseTable:
+    """A checked table abar_k, and the way from times of VP to places in it.
+
+    Parameters
+    ----------
+    cumulative : array, shape (steps,)
+        abar_k, the share of the variance that is data; must fall strictly from below 1 to above 0.
+    """
+
+    def __init__(self, cumulative: npt.ArrayLike) -> None:
+        table = np.asarray(cumulative, dtype=np.float64)
+        if table.ndim != 1 or table.size < 2 or not np.all(np.isfinite(table)):
+            raise ValueError(f"the noise table must hold at least 2 finite numbers in a row, got shape {table.shape}.")
+        if table.max() >= 1.0 or table.min() <= 0.0:
+            raise ValueError(
+                f"the noise table must lie between 0 and 1, without these; it runs from {table[0]:g} to {table[-1]:g}. "
+                "A table that ends without any signal cannot be measured at its last step."
+            )
+        wrong = int(np.argmax(np.diff(table) >= 0.0)) if np.any(np.diff(table) >= 0.0) else None
+        if wrong is not None:
+            what = "repeats" if table[wrong] == table[wrong + 1] else "rises"
+            raise ValueError(
+                f"the noise table must fall from step to step; it {what} at step {wrong + 1} "
+                f"({table[wrong]:.6g}, {table[wrong + 1]:.6g})."
+            )
+        if not table[0] > 0.5 > table[-1]:
+            raise ValueError(
+                f"the noise table must begin near the data (above 1/2) and end near the noise (below 1/2); it runs from "
+                f"{table[0]:.4g} to {table[-1]:.4g}."
+            )
+        self.lam = np.log(table) - np.log1p(-table)
+        self.noise = VP()
+
+    @property
+    def window(self) -> tuple[float, float]:
+        """Log-SNR (low, high) that the table covers."""
+        return float(self.lam[-1]), float(self.lam[0])
+
+    def __call__(self, t: torch.Tensor) -> torch.Tensor:
+        """Places in the table, fractions allowed, for times of VP."""
+        lam = schedule_row(self.noise, t).lam
+        low, high = self.window
+        if lam.min() < low - _SLACK or lam.max() > high + _SLACK:
+            raise ValueError(
+                f"the model's noise table covers log-SNR {low:.4f} ... {high:.4f}, it was asked at "
+                f"{float(lam.min()):.4f} ... {float(lam.max()):.4f}; state a window inside, lam=(low, high)."
+            )
+        place = np.interp(-lam, -self.lam, np.arange(self.lam.size, dtype=np.float64))
+        return torch.from_numpy(np.asarray(place)).to(t.device)
+
+
+class Pretrained(Adapted):
+    """A ``UNet2DModel`` called as ``net(x, t)``, or ``net(x, t, y)`` with labels, t being a time of ``VP()``.
+
+    Attributes
+    ----------
+    predicts : {"eps", "x0", "v"}
+        What it predicts.
+    noise : VP
+        The schedule of its times.
+    window : (float, float)
+        Log-SNR that its noise table covers; measure inside it.
+    classes : int or None
+        Number of classes.
+    """
+
+    def __init__(self, module: nn.Module, table: NoiseTable, predicts: str, classes: int | None) -> None:
+        super().__init__(module, table, "class_labels", output=_sample)
+        self.predicts, self.noise, self.window, self.classes = predicts, table.noise, table.window, classes
+
+
+def from_diffusers(folder: str | PathLike[str]) -> Pretrained:
+    """Read a ``UNet2DModel`` and the noise table of its scheduler.
+
+    Parameters
+    ----------
+    folder : path
+        A saved pipeline, with ``unet/`` and ``scheduler/``; or a folder that holds ``config.json``, the weights as
+        safetensors and ``scheduler_config.json``.  Nothing is downloaded and nothing is unpickled.
+
+    Returns
+    -------
+    Pretrained
+        For ``LearnedDiffusion(net, images, net.noise, predicts=net.predicts)``, in a window inside ``net.window``.
+    """
+    folder = Path(folder)
+    parts = (folder / "unet", folder / "scheduler") if (folder / "unet").is_dir() else (folder, folder)
+    model, scheduler = _config(parts[0] / "config.json"), _config(parts[1] / "scheduler_config.json")
+    if model.get("_class_name") != "UNet2DModel":
+        raise ValueError(f"{parts[0]} holds a {model.get('_class_name')}; only UNet2DModel is read.")
+    predicts = PREDICTIONS.get(scheduler.get("prediction_type", "epsilon"))
+    if predicts is None:
+        raise ValueError(f"{parts[1]}: prediction_type {scheduler['prediction_type']!r} is not one of {list(PREDICTIONS)}.")
+    try:
+        diffusers: Any = import_module("diffusers")
+    except ImportError:
+        raise ImportError("models of diffusers need that library; install it: pip install 'thermodiff[diffusers]'") from None
+    table = _table(diffusers, parts[1], scheduler)
+    try:
+        unet = diffusers.UNet2DModel.from_pretrained(str(parts[0]), local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{parts[0]} holds no weights of a UNet2DModel as safetensors ({reason}).") from None
+    return Pretrained(unet, table, predicts, model.get("num_class_embeds")).eval()
+
+
+def _sample(out: Any) -> torch.Tensor:
+    return out.sample
+
+
+def _table(diffusers: Any, folder: Path, config: dict[str, Any]) -> NoiseTable:
+    kind: Any = getattr(diffusers, str(config.get("_class_name")), None)
+    if not hasattr(kind, "from_config"):
+        raise ValueError(f"{folder} names the scheduler {config.get('_class_name')!r}, which diffusers does not have.")
+    scheduler = kind.from_config(config)
+    cumulative = getattr(scheduler, "alphas_cumprod", None)
+    if cumulative is None:
+        raise ValueError(f"{folder}: {config['_class_name']} has no table alphas_cumprod; only such schedulers are read.")
+    try:
+        return NoiseTable(cumulative)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+
+
+def _config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}; give the folder of a model saved by diffusers.")
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}).") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} must hold an object, it holds {type(record).__name__}.")
+    return record

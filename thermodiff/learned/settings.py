@@ -1,0 +1,102 @@
+"""What a training is called with, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from thermodiff._check import above, choice, count, finite_number
+from thermodiff.learned.batches import LamProposal, Source, lam_rows, time_rows
+from thermodiff.learned.caller import PRECISIONS
+from thermodiff.learned.parallel import local_rank
+from thermodiff.learned.predict import PREDICTS
+from thermodiff.schedules import FloatArray, Row, Schedule
+
+Rows = Callable[[FloatArray], tuple[Row, FloatArray]]
+"""From uniforms to the kernel there and the weights."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of `train` that decide its course; ``lr`` and ``predicts`` as filled in from the network."""
+
+    steps: int
+    batch: int
+    lr: float
+    ema: float
+    lam: tuple[float, float] | None
+    likelihood: bool
+    times: str
+    predicts: str
+    precision: str
+
+    def __post_init__(self) -> None:
+        count("steps", self.steps)
+        count("batch", self.batch)
+        above("lr", self.lr, 0.0, "nothing would be learned")
+        if not 0.0 <= finite_number("ema", self.ema) < 1.0:
+            raise ValueError(f"ema must be at least 0 and below 1, got {self.ema!r}.")
+        choice("times", self.times, ("lam", "uniform"))
+        choice("predicts", self.predicts, PREDICTS)
+        choice("precision", self.precision, PRECISIONS)
+        if self.times == "uniform" and self.lam is not None:
+            raise ValueError("lam was given with times='uniform', which covers all t; drop lam or use times='lam'.")
+
+    def rows(self, source: Source, noise: Schedule) -> Rows:
+        """The function from uniforms to kernel and weights."""
+        if self.times == "uniform":
+            return partial(time_rows, noise, self.likelihood)
+        if self.lam is None and noise.diverges:
+            raise ValueError(f"{noise.name} grows without bound towards the data; state the window, as in lam=(-8, 8).")
+        low, high = noise.window(lam=self.lam)
+        return partial(lam_rows, noise, LamProposal(noise, low, high, source.variances()), self.likelihood)
+
+    def record(self, net: nn.Module, source: Source, noise: Schedule) -> dict[str, Any]:
+        """All that decides the course of the training but the key of its draws, as JSON values."""
+        return {
+            **asdict(self),
+            "noise": noise.to_dict(),
+            "network": type(net).__name__,
+            "arguments": getattr(net, "arguments", None),
+            "data": source.fingerprint(),
+        }
+
+
+def check_fit(net: nn.Module, source: Source) -> None:
+    """Whether the network takes such data.
+
+    Raises
+    ------
+    ValueError
+        It does not.
+    """
+    dim, channels, classes = (getattr(net, name, None) for name in ("dim", "channels", "classes"))
+    if dim is not None and source.shape != (dim,):
+        raise ValueError(f"the network has dim={dim}, one sample of the data has shape {source.shape}; build it to fit.")
+    if channels is not None and (len(source.shape) != 3 or source.shape[0] != channels):
+        raise ValueError(
+            f"the network takes images of {channels} channels, one sample of the data has shape {source.shape}; build it "
+            "to fit."
+        )
+    if classes is not None and source.classes is None:
+        raise ValueError(f"the network knows {classes} classes, the data has no labels; give Images with labels.")
+    if classes is not None and source.classes is not None and source.classes > classes:
+        raise ValueError(f"the network knows {classes} classes, the data has {source.classes}; build it to fit.")
+
+
+def choose_device(net: nn.Module, device: str | torch.device | None) -> torch.device:
+    """Where to train: ``device``, on each machine the GPU of this process; or where the network is."""
+    if device is None:
+        return next(net.parameters()).device
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={str(device)!r} cannot be used ({reason}); choose 'cpu' or 'cuda'.") from None
+    return torch.device("cuda", local_rank()) if chosen.type == "cuda" and chosen.index is None else chosen

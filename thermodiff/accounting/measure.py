@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thermodiff._check import DivergenceError, choice, count, seed_words
+from thermodiff._progress import Progress, reporting
 from thermodiff._tasks import in_order
 from thermodiff.accounting import moments
 from thermodiff.accounting.estimate import Estimate
@@ -98,7 +99,7 @@ def account(
     divergence: str | None = None,
     executor: Executor | None = None,
     chunk: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = None,
 ) -> Ledger:
     """Measure the entropy of a diffusion.
 
@@ -120,8 +121,9 @@ def account(
         Where to run; threads by default.  The result is the same bits for any executor, and any ``chunk``.
     chunk : int, optional
         Blocks of 256 samples that are drawn at a time.  Memory is that of all samples of one to four nodes whatever it is.
-    progress : callable, optional
-        Called as ``progress(done, nodes)`` after every few nodes.
+    progress : callable, False or None
+        Called as ``progress(done, nodes)`` after every few nodes.  By default an account of more than two seconds in a
+        terminal shows a bar.
 
     Returns
     -------
@@ -163,11 +165,11 @@ def account(
     work = partial(_measure, source, key, row, weights, samples, divergence, chunk, plan, tasks)
     sums = np.zeros((len(plan.values), samples))
     means, errors = np.empty((nodes, len(plan.values))), np.empty((nodes, len(plan.values)))
-    for here, found in zip(tasks, in_order(work, len(tasks), executor, concurrent=source.concurrent), strict=True):
-        means[here], errors[here] = found[1:]
-        sums += found[0]
-        if progress is not None:
-            progress(here.stop, nodes)
+    with reporting(progress, "account") as report:
+        for here, found in zip(tasks, in_order(work, len(tasks), executor, concurrent=source.concurrent), strict=True):
+            means[here], errors[here] = found[1:]
+            sums += found[0]
+            report(here.stop, nodes)
     integrals, rates, rate_errors = _rows(plan, sums, means.T, errors.T, weights, moments.known_medium(scalars))
     open_ended = lam is None and (times is None or times[0] == 0.0)
     quadrature, corrections = _correct_quadrature(source, window, node_lam, weights, integrals, open_ended)

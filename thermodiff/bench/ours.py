@@ -58,7 +58,7 @@ def reverse(problem: Mixture, threads: int = 2) -> Callable[[], FloatArray]:
 
     def work() -> FloatArray:
         return td.reverse(
-            p.system, p.paths, steps=p.steps, method="euler", denoise=False, rng=p.seed, executor=on(threads)
+            p.system, p.paths, steps=p.steps, method="euler", denoise=False, rng=p.seed, executor=on(threads), progress=False
         ).final
 
     return work
@@ -69,14 +69,18 @@ def components(paths: int, steps: int, number: int) -> Callable[[], FloatArray]:
     angle = 2.0 * np.pi * np.arange(number) / number
     data = td.GaussianMixture(means=3.0 * np.stack([np.cos(angle), np.sin(angle)], axis=1), stds=0.2)
     system = td.Diffusion(data, td.VP())
-    return lambda: td.reverse(system, paths, steps=steps, method="euler", denoise=False, rng=0, executor=on(2)).final
+    return lambda: (
+        td.reverse(system, paths, steps=steps, method="euler", denoise=False, rng=0, executor=on(2), progress=False).final
+    )
 
 
 def flow_rk4(problem: Mixture, threads: int = 2) -> Callable[[], FloatArray]:
     """`td.probability_flow` by RK4."""
     p = problem
     return lambda: (
-        td.probability_flow(p.system, p.start, steps=p.steps, method="rk4", denoise=False, executor=on(threads)).final
+        td.probability_flow(
+            p.system, p.start, steps=p.steps, method="rk4", denoise=False, executor=on(threads), progress=False
+        ).final
     )
 
 
@@ -85,7 +89,7 @@ def flow(problem: Mixture, threads: int = 2) -> Callable[[], FloatArray]:
     p = problem
     return lambda: (
         td.probability_flow(
-            p.system, p.start, method="dopri5", rtol=p.rtol, atol=p.atol, denoise=False, executor=on(threads)
+            p.system, p.start, method="dopri5", rtol=p.rtol, atol=p.atol, denoise=False, executor=on(threads), progress=False
         ).final
     )
 
@@ -95,7 +99,7 @@ def entropy(problem: Entropy, threads: int = 2) -> Callable[[], tuple[float, flo
     p = problem
 
     def work() -> tuple[float, float]:
-        ledger = td.account(p.system, nodes=p.nodes, samples=p.samples, rng=p.seed, executor=on(threads))
+        ledger = td.account(p.system, nodes=p.nodes, samples=p.samples, rng=p.seed, executor=on(threads), progress=False)
         total = ledger.total("total")
         return total.value, total.error
 

@@ -117,7 +117,9 @@ class DiffusionCase(Case):
 
     def measure(self, rng: Any = None, size: int | None = None) -> Estimate:
         samples = self.size if size is None else size
-        return account(Diffusion(self.law, self.noise), nodes=self.nodes, samples=samples, rng=rng).total("total")
+        return account(Diffusion(self.law, self.noise), nodes=self.nodes, samples=samples, rng=rng, progress=False).total(
+            "total"
+        )
 
     def data(self, n: int, rng: Any = None) -> FloatArray:
         """``n`` draws of x_0, (n, d); the forward process is ``noise``."""

@@ -81,7 +81,7 @@ def measure(run: Run) -> dict[str, Any]:
         net = ControlMLP(run.dim, rng=run.seed)
         train(net, points, noise, steps=run.steps, batch=BATCH, rng=run.seed, progress=False)
         trained = time.perf_counter() - begin
-        ledger = account(LearnedDiffusion(net, law, noise), nodes=NODES, samples=SAMPLES, rng=run.seed)
+        ledger = account(LearnedDiffusion(net, law, noise), nodes=NODES, samples=SAMPLES, rng=run.seed, progress=False)
     rows = {row: ledger.total(row).to_dict() for row in ("neural", "total", "mismatch", "kl_bound", "neural - total")}
     return {**run._asdict(), **rows, "window": list(ledger.window), "training seconds": round(trained, 2)}
 
@@ -137,7 +137,7 @@ def curve(records: Sequence[dict[str, Any]]) -> list[Point]:
         points.append(
             Point(
                 schedule, dim, steps, neural.size, float(neural.mean()), error,
-                account(total, nodes=NODES, samples=SAMPLES, rng=0).total("total").value,
+                account(total, nodes=NODES, samples=SAMPLES, rng=0, progress=False).total("total").value,
                 float(np.mean([record["mismatch"]["value"] for record in group])),
             )
         )  # fmt: skip

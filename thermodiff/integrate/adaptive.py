@@ -10,6 +10,7 @@ import numpy.typing as npt
 from numpy.polynomial import chebyshev
 
 from thermodiff._check import DivergenceError, above, count
+from thermodiff._progress import Report
 from thermodiff.densities.base import Law
 from thermodiff.diffusion import Diffusion
 from thermodiff.kernels import adaptive
@@ -92,6 +93,7 @@ def flow(
     executor: Executor | None,
     chunk: int | None,
     narrow: float = -1.0,
+    report: Report | None = None,
 ) -> FloatArray:
     """Carry ``start`` (d, n), or (d + 1, n) to integrate the divergence along, over the asked values of lam.
 
@@ -110,7 +112,7 @@ def flow(
         _flow_blocks, system.data.law, system.dim, table(system.noise, low, high), (low, high), asked, (rtol, atol, narrow),
         MOST_STEPS, start,
     )  # fmt: skip
-    return over_blocks(task, start.shape[1], executor, chunk)
+    return over_blocks(task, start.shape[1], executor, chunk, report)
 
 
 def _flow_blocks(

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thermodiff._check import choice, points, time_within
+from thermodiff._progress import Progress, reporting
 from thermodiff.diffusion import Diffusion
 from thermodiff.integrate import adaptive
 from thermodiff.integrate.solve import require_diffusion
@@ -34,6 +35,7 @@ def log_prob(
     prior: Literal["marginal", "equilibrium"] = "marginal",
     executor: Executor | None = None,
     chunk: int | None = None,
+    progress: Progress = None,
 ) -> FloatArray:
     """Log-density of the data, or of p_t, by the probability flow with the exact divergence.
 
@@ -58,6 +60,8 @@ def log_prob(
         Density at the noise end of the window: the exact p_T, or the equilibrium that a sampler starts from.
     executor, chunk
         Where to run, and blocks of 256 points per task; neither changes a bit of the result.
+    progress : callable, False or None
+        Called as ``progress(done, tasks)``.  By default a run of more than two seconds in a terminal shows a bar.
 
     Returns
     -------
@@ -89,7 +93,8 @@ def log_prob(
     volume = np.full(x.shape[0], system.dim * np.log(factor))
     if high > low:
         narrow = float(system.data.parts().variances.min())
-        start = adaptive.flow(system, start, np.array([high, low]), rtol, atol, executor, chunk, narrow)[1]
+        with reporting(progress, "log_prob") as report:
+            start = adaptive.flow(system, start, np.array([high, low]), rtol, atol, executor, chunk, narrow, report)[1]
         volume += start[-1]
     return volume + _prior(system, prior, np.ascontiguousarray(start[:-1].T), low)
 

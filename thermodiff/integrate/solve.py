@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thermodiff._check import DivergenceError, choice, count, points, seed_words
+from thermodiff._progress import Progress, Report, reporting
 from thermodiff.densities.base import Law
 from thermodiff.diffusion import Diffusion
 from thermodiff.integrate import adaptive
@@ -46,6 +47,7 @@ def reverse(
     rng: Any = None,
     executor: Executor | None = None,
     chunk: int | None = None,
+    progress: Progress = None,
 ) -> Path:
     """Generate data from noise by the reverse stochastic process with the exact score.
 
@@ -71,6 +73,8 @@ def reverse(
         Fixes start and noise.
     executor, chunk
         Where to run, and blocks of 256 paths per task; neither changes a bit of the result.
+    progress : callable, False or None
+        Called as ``progress(done, tasks)``.  By default a run of more than two seconds in a terminal shows a bar.
 
     Returns
     -------
@@ -84,7 +88,8 @@ def reverse(
     at, kept = _edges(_asked(system, times, lam, descending=True), steps)
     first = _start(system, start, n, float(at[0]), key)
     top = system.noise.window(lam=lam)[1]
-    return _solve(system, first, at, kept, method, 1.0, key, denoise, top, executor, chunk)
+    with reporting(progress, "reverse") as report:
+        return _solve(system, first, at, kept, method, 1.0, key, denoise, top, executor, chunk, report)
 
 
 def probability_flow(
@@ -102,6 +107,7 @@ def probability_flow(
     rng: Any = None,
     executor: Executor | None = None,
     chunk: int | None = None,
+    progress: Progress = None,
 ) -> Path:
     """Carry points along the probability flow, whose marginals are those of the diffusion.
 
@@ -122,7 +128,7 @@ def probability_flow(
     times : (T,) array, optional
         Monotone times at which to keep the state; by default from the noise end of the window to its data end.  They do
         not change the steps of "dopri5", which interpolates to fourth order.
-    lam, start, denoise, rng, executor, chunk
+    lam, start, denoise, rng, executor, chunk, progress
         As for `reverse`; ``denoise`` acts only when the flow ends at the data end of the window.
 
     Returns
@@ -148,10 +154,12 @@ def probability_flow(
     top = system.noise.window(lam=lam)[1]
     if method == "dopri5":
         rtol, atol = RTOL if rtol is None else rtol, ATOL if atol is None else atol
-        states = adaptive.flow(system, first, asked, rtol, atol, executor, chunk)
+        with reporting(progress, "probability_flow") as report:
+            states = adaptive.flow(system, first, asked, rtol, atol, executor, chunk, report=report)
         return _path(system, states, asked, key, denoise, top)
     at, kept = _edges(asked, STEPS if steps is None else steps)
-    return _solve(system, first, at, kept, method, 0.0, key, denoise, top, executor, chunk)
+    with reporting(progress, "probability_flow") as report:
+        return _solve(system, first, at, kept, method, 0.0, key, denoise, top, executor, chunk, report)
 
 
 def require_diffusion(name: str, system: Any) -> Diffusion:
@@ -230,6 +238,7 @@ def _solve(
     top: float,
     executor: Executor | None,
     chunk: int | None,
+    report: Report,
 ) -> Path:
     """March ``first`` (d, n) over the edges ``at``; ``noise`` is 1 for the reverse process, 0 for the flow."""
     chunk = None if chunk is None else count("chunk", chunk)
@@ -238,7 +247,7 @@ def _solve(
     slots[kept[1:] - 1] = np.arange(1, kept.size)
     words = np.zeros(2, np.uint32) if key is None else key
     task = partial(_march_blocks, system.data.law, words, RULES[method], *table, slots, first)
-    return _path(system, over_blocks(task, first.shape[1], executor, chunk), at[kept], key, denoise, top)
+    return _path(system, over_blocks(task, first.shape[1], executor, chunk, report), at[kept], key, denoise, top)
 
 
 def _path(

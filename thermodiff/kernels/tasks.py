@@ -19,12 +19,16 @@ from thermodiff.kernels.march import apply
 
 
 def over_blocks(
-    function: Callable[[int, int], np.ndarray], count: int, executor: Executor | None, chunk: int | None
+    function: Callable[[int, int], np.ndarray],
+    count: int,
+    executor: Executor | None,
+    chunk: int | None,
+    report: Callable[[int, int], object] | None = None,
 ) -> np.ndarray:
     """Call ``function(first, last)`` over the blocks that hold ``count`` paths; join the results along the last axis.
 
     ``chunk`` is the number of blocks per call (None: four calls per core).  ``function`` must be picklable where the
-    executor runs processes.  Lanes beyond ``count`` are cut off.
+    executor runs processes.  Lanes beyond ``count`` are cut off.  ``report(done, ranges)`` is called after each.
     """
     blocks = -(-count // LANES)
     if chunk is None:
@@ -32,7 +36,12 @@ def over_blocks(
     ranges = [(first, min(first + chunk, blocks)) for first in range(0, blocks, chunk)]
     if len(ranges) == 1 and executor is None:
         return function(*ranges[0])[..., :count]
-    return np.concatenate(list(in_order(Ranged(function, ranges), len(ranges), executor)), axis=-1)[..., :count]
+    pieces = []
+    for piece in in_order(Ranged(function, ranges), len(ranges), executor):
+        pieces.append(piece)
+        if report is not None:
+            report(len(pieces), len(ranges))
+    return np.concatenate(pieces, axis=-1)[..., :count]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from thermodiff.learned.caller import Caller
 from thermodiff.learned.images import Images
 from thermodiff.learned.networks import ControlMLP, EntropyMLP
 from thermodiff.learned.parallel import Processes
+from thermodiff.learned.preconditioned import Preconditioned
 from thermodiff.learned.training import train
 from thermodiff.learned.unet import UNet
 from thermodiff.schedules import VP
@@ -102,9 +103,15 @@ def test_a_conditional_network_learns_its_labels():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_it_gives_the_same():
-    net = EntropyMLP(2, rng=0)
-    torch.testing.assert_close(caller(net, compiled=True).at(1, None)(X, T.float()), net(X, T.float()))
+@pytest.mark.parametrize("build", [EntropyMLP, ControlMLP, lambda dim, rng: Preconditioned(EntropyMLP(dim, rng=rng))])
+def test_compiled_it_trains_the_same(build):
+    data, losses = np.random.default_rng(0).normal(size=(50, 2)), {False: [], True: []}
+    for compiled, seen in losses.items():
+        train(
+            build(2, rng=0), data, VP(), steps=3, batch=32, rng=0, lam=(-6.0, 5.0), compile=compiled,
+            metrics=lambda step, loss, seen=seen: seen.append(loss),
+        )  # fmt: skip
+    np.testing.assert_allclose(losses[True], losses[False], rtol=1e-4)
 
 
 def test_refused():

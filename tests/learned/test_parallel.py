@@ -32,32 +32,28 @@ rank = int(os.environ.get("RANK", "0"))
 net = train(ControlMLP(2, width=32, rng=rank), data, VP(), steps=60, batch=64, rng=0, lam=(-6.0, 6.0), lr=1e-2,
             checkpoint=sys.argv[1], every=25, metrics=lambda step, loss: losses.append(loss), progress=False)
 digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in net.state_dict().values())).hexdigest()
-print(json.dumps({"rank": rank, "losses": losses, "weights": digest}))
+with open(f"{sys.argv[1]}.rank{rank}", "w") as file:  # lines of two processes on one stream may mix
+    json.dump({"rank": rank, "losses": losses, "weights": digest}, file)
 """
 
 
-def launch(path: Path, ranks: int) -> subprocess.CompletedProcess:
+def told(path: Path, ranks: int) -> list[dict]:
+    """What each process tells of its run of the program, in order of rank."""
     file = path.with_suffix(".py")
     file.write_text(PROGRAM)
     start = [sys.executable] if ranks == 1 else [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks),
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*start, str(file), str(path)], capture_output=True, text=True, env=environment, timeout=300)
-
-
-def told(done: subprocess.CompletedProcess) -> list[dict]:
-    """What each process printed, in order of rank."""
+    done = subprocess.run([*start, str(file), str(path)], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
-    return sorted(
-        (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")), key=lambda one: one["rank"]
-    )
+    return [json.loads(Path(f"{path}.rank{rank}").read_text()) for rank in range(ranks)]
 
 
 def test_two_processes_give_the_losses_and_weights_of_one(tmp_path):
     """Each draws initial weights of its own; those of the first are taken."""
-    (one,) = told(launch(tmp_path / "one", 1))
-    two = told(launch(tmp_path / "two", 2))
+    (one,) = told(tmp_path / "one", 1)
+    two = told(tmp_path / "two", 2)
     assert len(one["losses"]) == len(two[0]["losses"]) == 60
     assert two[1]["losses"] == []
     np.testing.assert_allclose(two[0]["losses"], one["losses"], rtol=2e-4)
@@ -65,7 +61,7 @@ def test_two_processes_give_the_losses_and_weights_of_one(tmp_path):
     first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, rtol=2e-3, atol=2e-4)
-    again = told(launch(tmp_path / "two", 2))  # finished: nothing is left to do
+    again = told(tmp_path / "two", 2)  # finished: nothing is left to do
     assert again == [{**entry, "losses": []} for entry in two]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from thermodiff.learned.networks import keep_schedules_uncompiled
 from thermodiff.learned.parallel import Processes
 
 PRECISIONS = ("float32", "bf16")
@@ -40,6 +41,8 @@ class Caller:
     ) -> None:
         self.double_time = getattr(net, "double_time", False)
         module = group.share(net, device)
+        if compiled:
+            keep_schedules_uncompiled()
         self._module = torch.compile(module) if compiled else module
         self._device, self._low = device, precision == "bf16"
         self._seeds = np.random.SeedSequence([int(word) for word in words], spawn_key=(1, group.rank))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,8 @@ def torch_generator(rng: Any) -> torch.Generator:
     return torch.Generator().manual_seed((high << 32 | low) - (1 << 63))
 
 
-def schedule_row(noise: Schedule, t: torch.Tensor) -> Row:
-    """Give the kernel at times ``t``, shape (n,), as NumPy float64, finite also at both ends.
+def _row_at(noise: Schedule, t: torch.Tensor) -> Row:
+    """What `schedule_row` gives.
 
     NumPy on purpose: near t = 1 the kernel depends on 1 - t, whose digits float32 has lost, so the schedule's own
     formulas form it in float64.  A table would save nothing: a thousand times cost some 0.1 ms.
@@ -39,8 +40,22 @@ def schedule_row(noise: Schedule, t: torch.Tensor) -> Row:
     return noise.at(np.clip(lam, -LAM_LIMIT, LAM_LIMIT))
 
 
-# What torch.compiler.disable does: NumPy is not compiled.  That function itself would take seconds, at import.
-schedule_row._torchdynamo_disable = True  # pyright: ignore[reportFunctionMemberAccess]
+_times_to_row: Callable[[Schedule, torch.Tensor], Row] = _row_at
+
+
+def schedule_row(noise: Schedule, t: torch.Tensor) -> Row:
+    """Give the kernel at times ``t``, shape (n,), as NumPy float64, finite also at both ends."""
+    return _times_to_row(noise, t)
+
+
+def keep_schedules_uncompiled() -> None:
+    """Make torch.compile leave `schedule_row` alone, whose NumPy it cannot trace; to be called before compiling.
+
+    Not done at import, where it would load the compiler, which takes seconds.
+    """
+    global _times_to_row
+    if _times_to_row is _row_at:
+        _times_to_row = torch.compiler.disable(_row_at)  # pyright: ignore[reportAssignmentType]
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator, gain: float) -> nn.Linear:

@@ -37,6 +37,12 @@ def uniforms(key, path, group, purpose, out):
     philox.fill_uniforms(key, path, group, purpose, out)
 
 
+@numba.njit("void(u8[::1], u8[::1], f8[::1], f8[::1])", **FLAGS_HERE)
+def pairs(one, two, x, y):
+    for n in range(one.size):
+        x[n], y[n] = philox.box_muller(one[n], two[n])
+
+
 def plain_philox(counter: tuple[int, ...], key: tuple[int, ...]) -> tuple[int, ...]:
     """Philox 4x32-10 in Python integers, from the definition in Salmon et al."""
     mask = 0xFFFFFFFF
@@ -49,14 +55,18 @@ def plain_philox(counter: tuple[int, ...], key: tuple[int, ...]) -> tuple[int, .
     return c0, c1, c2, c3
 
 
-def plain_normal(key: np.ndarray, path: int, step: int, coordinate: int, dim: int, purpose: int) -> float:
-    """The normal of the documented counter, by Box-Muller on the midpoints (k + 1/2) / 2**32."""
+def plain_normal(key: np.ndarray, path: int, step: int, coordinate: int, dim: int, purpose: int) -> tuple[float, float]:
+    """The normal of the documented counter and its radius, by Box-Muller."""
     index = step * dim + coordinate
     words = plain_philox((path & 0xFFFFFFFF, path >> 32, index // 4, purpose), (int(key[0]), int(key[1])))
-    pair = index % 4 // 2
-    u, v = ((words[2 * pair + i] + 0.5) / 2.0**32 for i in (0, 1))
-    radius, angle = math.sqrt(-2.0 * math.log(u)), 2.0 * math.pi * v
-    return radius * (math.cos(angle) if index % 2 == 0 else math.sin(angle))
+    one, two = words[index % 4 // 2 * 2 : index % 4 // 2 * 2 + 2]
+    radius = math.sqrt(-2.0 * math.log((one + 0.5) / 2.0**32))
+    # An eighth of a turn to both sides of the x axis; then the sign of x; then the exchange of x and y.
+    angle = 0.5 * math.pi * ((two % 2**30 | 1) / 2.0**30 - 0.5)
+    x, y = math.cos(angle) * (-1.0 if two >> 31 else 1.0), math.sin(angle)
+    if two >> 30 & 1:
+        x, y = y, x
+    return radius * (x if index % 2 == 0 else y), radius
 
 
 def normals(
@@ -85,9 +95,29 @@ def test_normals_follow_the_documented_counter(first: int, dim: int, step: int) 
     found = normals(KEY, step, dim, philox.NOISE, first, 1)
     for lane in (0, 1, 255):
         for coordinate in range(dim):
-            expected = plain_normal(KEY, first * LANES + lane, step, coordinate, dim, philox.NOISE)
-            # Relative to the radius: sin and cos are good to 5e-16 in absolute terms.
-            assert abs(found[coordinate, lane] - expected) < 1e-14
+            expected, radius = plain_normal(KEY, first * LANES + lane, step, coordinate, dim, philox.NOISE)
+            assert abs(found[coordinate, lane] - expected) < 2e-11 * radius
+
+
+def test_box_muller_over_all_of_its_range() -> None:
+    """Against long doubles: relative to the radius, a tenth of the distance between neighbouring uniforms."""
+    rng = np.random.default_rng(0)
+    ends = np.array([0, 1, 2, 2**29, 2**30 - 1, 2**30, 2**31 - 1, 2**31, 3 * 2**30, 2**32 - 2, 2**32 - 1], dtype=np.uint64)
+    one, two = (
+        np.concatenate([np.repeat(ends, ends.size), rng.integers(2**32, size=60_000, dtype=np.uint64)]) for _ in "ab"
+    )
+    two[: ends.size**2] = np.tile(ends, ends.size)
+    x, y = np.empty(one.size), np.empty(one.size)
+    pairs(one, two, x, y)
+    wide = np.longdouble
+    radius = np.sqrt(-2.0 * np.log((one.astype(wide) + wide(0.5)) / wide(2.0) ** 32))
+    angle = (((two % 2**30) | np.uint64(1)).astype(wide) / wide(2.0) ** 30 - wide(0.5)) * (2.0 * np.arctan(wide(1.0)))
+    cosine, sine = np.cos(angle) * np.where(two >> np.uint64(31), -1.0, 1.0), np.sin(angle)
+    swap = (two >> np.uint64(30)) % np.uint64(2) == 1
+    assert np.max(np.abs(x - radius * np.where(swap, sine, cosine)) / radius) < 2e-11
+    assert np.max(np.abs(y - radius * np.where(swap, cosine, sine)) / radius) < 2e-11
+    assert np.all(x != 0.0)
+    assert np.all(y != 0.0)
 
 
 def test_uniforms_are_the_midpoints_of_the_words() -> None:
@@ -137,11 +167,12 @@ def test_normals_are_normal(draws: np.ndarray) -> None:
 
 
 def test_the_tails_are_there(draws: np.ndarray) -> None:
-    """Counts beyond 3, 4 and 5 standard deviations, as Poisson z-scores."""
+    """Counts beyond 3, 4 and 5 standard deviations: neither too many nor too few for Poisson, at four standard errors."""
     for edge in (3.0, 4.0, 5.0):
         expected = draws.size * 2.0 * stats.norm.sf(edge)
         found = np.count_nonzero(np.abs(draws) > edge)
-        assert abs(stats.norm.isf(stats.poisson.sf(found - 1, expected))) < 4.0
+        too_many, too_few = stats.poisson.sf(found - 1, expected), stats.poisson.cdf(found, expected)
+        assert min(too_many, too_few) > stats.norm.sf(4.0)
 
 
 def test_normals_with_half_set_to_zero_are_caught() -> None:

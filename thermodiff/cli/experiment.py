@@ -43,12 +43,7 @@ def run_transport(
     for number in steps:
         count("--steps", number)
     count("--seeds", seeds)
-    try:
-        import thermodiff.learned  # noqa: F401
-    except ImportError:
-        raise ImportError(
-            "experiments train networks; install torch and safetensors with: pip install 'thermodiff[learned]'."
-        ) from None
+    require_torch()
     todo = transport.runs(dims, schedules, steps, seeds)
     store = Store(out / "runs", transport.settings())
     console = Console(stderr=True)
@@ -64,6 +59,16 @@ def run_transport(
     if not quiet:
         _show(Console(width=None if sys.stdout.isatty() else 110), points, written)
     return points
+
+
+def require_torch() -> None:
+    """Refuse where the networks cannot be trained."""
+    try:
+        import thermodiff.learned  # noqa: F401
+    except ImportError:
+        raise ImportError(
+            "experiments train networks; install torch and safetensors with: pip install 'thermodiff[learned]'."
+        ) from None
 
 
 def _write(out: Path, points: Sequence[transport.Point], records: Sequence[dict[str, Any]]) -> list[Path]:

@@ -47,39 +47,33 @@ static inline void philox(uint64_t c[4], uint64_t k0, uint64_t k1)
     }
 }
 
-/* (word + 1/2) / 2^32, by way of the bits of 2^52 + word. */
-static inline double uniform(uint64_t word)
+/* -2 log((word + 1/2) / 2^32) to 2e-11: word + 1/2 = 2^k z with sqrt(1/2) <= z < sqrt(2), and a short series of artanh. */
+static inline double squared_radius(uint64_t word)
 {
-    return (from_bits(word | 0x4330000000000000ull) - 4503599627370495.5) * (1.0 / 4294967296.0);
+    uint64_t shifted = to_bits(from_bits(word | 0x4330000000000000ull) - 4503599627370495.5) - 0x3FD6A09E667F3BCDull;
+    double z = from_bits((shifted & 0xFFFFFFFFFFFFFull) + 0x3FE6A09E667F3BCDull);
+    double k = from_bits((shifted >> 52) | 0x4330000000000000ull) - (4503599627370496.0 + 33.0);
+    double s = (z - 1.0) / (z + 1.0), w = s * s;
+    double series = -4.000000000093501 + w * (-1.3333332701041565 + w * (-0.800011960401524
+                    + w * (-0.5705075731168903 + w * -0.47524989986781635)));
+    return s * series - k * 1.3862943611198906;
 }
 
-/* log of a normal positive number: fdlibm's scheme, x = 2^k z with sqrt(1/2) <= z < sqrt(2). */
-static inline double log_normal(double x)
-{
-    uint64_t bits = to_bits(x);
-    uint64_t shifted = (bits - 0x3FE6A09E667F3BCDull + 0x8000000000000000ull) >> 52; /* k + 2048 */
-    double z = from_bits(bits - ((shifted - 2048) << 52));
-    double k = from_bits(0x4330000000000000ull | shifted) - (4503599627370496.0 + 2048.0);
-    double f = z - 1.0, s = f / (2.0 + f), w = s * s, v = w * w;
-    double odd = v * (2.857142874366239149e-01 + w * 2.222219843214978396e-01
-                      + v * (1.818357216161805012e-01 + w * 1.531383769920937332e-01 + v * 1.479819860511658591e-01));
-    double r = w * (6.666666666666735130e-01 + w * 3.999999999940941908e-01 + odd);
-    double half = 0.5 * f * f;
-    return k * 0.6931471803691238 - ((half - (s * (half + r) + k * 1.9082149292705877e-10)) - f);
-}
+#define UNIT 9.313225746154785e-10 /* 2^-30 */
 
-/* sin and cos of u turns, 0 <= u < 1: Taylor polynomials on an eighth of a turn, then quadrants. */
-static inline void sincos_turns(double u, double *sine, double *cosine)
+/* A point on the unit circle to 2e-12: an eighth of a turn to both sides of the x axis, a sign of x, an exchange. */
+static inline void direction(uint64_t word, double *first, double *second)
 {
-    double quarter = rint(4.0 * u), a = (4.0 * u - quarter) * 1.5707963267948966, w = a * a, v = w * w;
-    double s = a + a * w * ((-1.0 / 6 + w * (1.0 / 120)) + v * ((-1.0 / 5040 + w * (1.0 / 362880))
-             + v * (-1.0 / 39916800 + w * (1.0 / 6227020800.0) - v * (1.0 / 1307674368000.0))));
-    double c = 1.0 + w * (((-0.5 + w * (1.0 / 24)) + v * (-1.0 / 720 + w * (1.0 / 40320)))
-             + v * v * ((-1.0 / 3628800 + w * (1.0 / 479001600)) + v * (-1.0 / 87178291200.0 + w * (1.0 / 20922789888000.0))));
-    uint64_t n = to_bits(quarter + 6755399441055744.0); /* the low bits hold the integer */
-    double one = (n & 1) ? c : s, other = (n & 1) ? s : c;
-    *sine = (n & 2) ? -one : one;
-    *cosine = ((n + 1) & 2) ? -other : other;
+    double f = UNIT * (from_bits((word & 0x3FFFFFFF) | 0x4330000000000001ull) - (4503599627370496.0 + 536870912.0));
+    double w = f * f;
+    double y = f * (1.570796326757612 + w * (-0.6459640945212768 + w * (0.07969255932297749
+               + w * (-0.004681141460910373 + w * 0.0001579844687692953))));
+    double x = 0.9999999999999445 + w * (-1.233700550120178 + w * (0.2536695071543066 + w * (-0.02086346800898955
+               + w * (0.0009191617677869262 + w * -2.4851012689476965e-05))));
+    x = from_bits(to_bits(x) ^ ((word << 32) & 0x8000000000000000ull));
+    int swap = (word & 0x40000000) != 0;
+    *first = swap ? y : x;
+    *second = swap ? x : y;
 }
 
 /* The normals of steps 4 group ... 4 group + 3 of the LANES paths from `path` on. */
@@ -90,20 +84,22 @@ static void fill(double normals[4][LANES], uint64_t path, uint64_t group, uint64
     for (int lane = 0; lane < LANES; lane++) {
         uint64_t c[4] = {low + (uint64_t)lane, high, group & LOW, PURPOSE};
         philox(c, k0, k1);
-        r0[lane] = uniform(c[0]);
-        r1[lane] = uniform(c[1]);
-        r2[lane] = uniform(c[2]);
-        r3[lane] = uniform(c[3]);
+        r0[lane] = from_bits(c[0]);
+        r1[lane] = from_bits(c[1]);
+        r2[lane] = from_bits(c[2]);
+        r3[lane] = from_bits(c[3]);
     }
     for (int lane = 0; lane < LANES; lane++) {
-        double s, c, radius = sqrt(-2.0 * log_normal(r0[lane]));
-        sincos_turns(r1[lane], &s, &c);
-        r0[lane] = radius * c;
-        r1[lane] = radius * s;
-        radius = sqrt(-2.0 * log_normal(r2[lane]));
-        sincos_turns(r3[lane], &s, &c);
-        r2[lane] = radius * c;
-        r3[lane] = radius * s;
+        double radius = sqrt(squared_radius(to_bits(r0[lane]))), x, y;
+        direction(to_bits(r1[lane]), &x, &y);
+        r0[lane] = radius * x;
+        r1[lane] = radius * y;
+    }
+    for (int lane = 0; lane < LANES; lane++) {
+        double radius = sqrt(squared_radius(to_bits(r2[lane]))), x, y;
+        direction(to_bits(r3[lane]), &x, &y);
+        r2[lane] = radius * x;
+        r3[lane] = radius * y;
     }
 }
 

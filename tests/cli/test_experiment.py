@@ -3,9 +3,12 @@
 import json
 
 import pytest
+from commands import assert_refused, call
 
 from thermodiff.cli import experiment, main
-from thermodiff.experiments import transport
+from thermodiff.cli.storage import run_storage
+from thermodiff.experiments import storage, transport
+from thermodiff.experiments.storage import Budget
 from thermodiff.experiments.store import Store
 
 
@@ -70,3 +73,67 @@ def test_the_command_ends_with_a_sentence(monkeypatch, capsys, tmp_path) -> None
         main()
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith("thermodiff: --dim must be one of")
+
+
+BUDGET = Budget(nodes=4, images=40, paper_images=10, sheet=10, sheet_steps=2)
+
+
+def store_some(out, **changed):
+    given = {
+        "data": "digits", "sizes": [20, 40], "steps": [2], "seeds": 1, "grids": ["lam", "paper"], "lr": None, "threads": 1,
+        "out": out, "quiet": False, "budget": BUDGET,
+    }  # fmt: skip
+    return run_storage(**{**given, **changed})
+
+
+def test_a_storage_experiment_is_shown_written_and_kept(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(storage, "TIMES", storage.TIMES[::100])
+    results = store_some(tmp_path)
+    assert [(point.n, point.steps, point.seeds) for point in results.points] == [(20, 2, 1), (40, 2, 1)]
+    captured = capsys.readouterr()
+    assert "lam_max = 8.362" in captured.out
+    assert "slope" in captured.out
+    assert str(results.points[1].values["paper held-out"]) in captured.out
+    assert captured.err.count("training\n") == 2
+    written = json.loads((tmp_path / "storage.json").read_text())
+    assert [point["values"]["held-out"] for point in written["points"]] == [
+        point.values["held-out"].to_dict() for point in results.points
+    ]
+    assert set(written["slopes"]["2"]) == {
+        "held-out", "training", "denoising held-out", "denoising training", "paper held-out", "paper training",
+    }  # fmt: skip
+    assert len(written["measurements"]) == 8
+    pictures = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert pictures == ["N=20-steps=2-seed=0.png", "N=40-steps=2-seed=0.png", "storage.png"]
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+
+    again = store_some(tmp_path, quiet=True)
+    assert again.points == results.points
+    assert capsys.readouterr() == ("", "")
+
+
+def test_one_grid_alone_leaves_the_other_out(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(storage, "TIMES", storage.TIMES[::100])
+    results = store_some(tmp_path, sizes=[20], grids=["paper"])
+    assert set(results.points[0].values) == {"paper held-out", "paper training"}
+    assert results.slopes == {2: {}}
+    assert str(results.points[0].values["paper held-out"]) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--n", "25"), "cannot be shared equally by 10 classes"),
+        (("--n", "5000"), "there are 1500 images to train on"),
+        (("--steps", "0"), "--steps must be at least 1"),
+        (("--seeds", "0"), "--seeds must be at least 1"),
+        (("--grid", "time"), "--grid='time' is unknown; choose one of 'lam', 'paper'"),
+        (("--lam-max", "-9"), "--lam-max must be greater than"),
+        (("--lr", "0"), "--lr must be positive"),
+        (("--threads", "0"), "--threads must be at least 1"),
+        (("--data", "nowhere.npz"), "there is no file nowhere.npz"),
+    ],
+)
+def test_bad_arguments_of_storage_leave_nothing(arguments, message, capsys, monkeypatch, tmp_path) -> None:
+    got = call(capsys, monkeypatch, "experiment", "storage", *arguments, "--out", str(tmp_path / "x"))
+    assert_refused(got, tmp_path / "x", message)

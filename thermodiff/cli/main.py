@@ -10,7 +10,6 @@ import typer
 
 from thermodiff import __version__
 from thermodiff._check import DivergenceError
-from thermodiff.cli.train import train
 
 app = typer.Typer(
     help="Measure the thermodynamics of diffusion: entropy production of exact and learned scores, in nats.",
@@ -100,6 +99,95 @@ def entropy(
         nodes=nodes,
         samples=samples,
         steps=steps,
+        seed=seed,
+        out=out,
+        quiet=quiet,
+    )
+
+
+@app.command()
+def train(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="What to learn: 'mixture', a FILE.json or a FILE.npz with vectors, as for thermodiff entropy; with --net "
+            "unet a FILE.npz with images (images, or train_images and test_images, or one array; labels beside them). "
+            "'digits' are vectors or images.",
+            metavar="NAME|FILE",
+        ),
+    ] = "mixture",
+    schedule: Annotated[
+        str,
+        typer.Option(help="How it turns into noise: VP, VPx, SL, StraightLine, VE, SubVP, Cosine, CondOT.", metavar="NAME"),
+    ] = "VP",
+    net: Annotated[
+        str,
+        typer.Option(
+            help="control: small, told the mean and covariance; mlp: the published network for vectors; unet: for images, "
+            "told the mean and variance.",
+            metavar="control|mlp|unet",
+        ),
+    ] = "control",
+    labels: Annotated[
+        bool, typer.Option("--labels", help="unet: learn each class too, from the labels in the file.")
+    ] = False,
+    lam: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            help="Log-SNR window LOW HIGH; for vectors and images HIGH is chosen from their spread unless given.",
+            metavar="LOW HIGH",
+            show_default=False,
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 2000,
+    batch: Annotated[
+        int | None, typer.Option(help="Samples per step.  [default: 1024; 128 images]", show_default=False)
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Highest learning rate.  [default: that of the network]", show_default=False)
+    ] = None,
+    ema: Annotated[float, typer.Option(help="Decay per step of the averaged weights.")] = 0.998,
+    precision: Annotated[
+        str,
+        typer.Option(help="Type of the multiplications; bf16 is fast where the processor knows it.", metavar="float32|bf16"),
+    ] = "float32",
+    compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
+    device: Annotated[str, typer.Option(help="Where: cpu, cuda, ...")] = "cpu",
+    every: Annotated[int, typer.Option(help="Save the state of the training every so many steps.")] = 500,
+    seed: Annotated[int, typer.Option(help="Fixes every random number.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the weights, the state and metrics.jsonl.")] = Path("runs/train"),
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar, no summary.")] = False,
+) -> None:
+    """Train a network to reverse a diffusion.
+
+    A training that was stopped, even killed, goes on when the same command is given again, and ends with the same
+    weights, to the bit. Under torchrun several processes share the work. The weights are read by
+    thermodiff.learned.load_weights.
+
+    Examples
+    --------
+        thermodiff train --steps 1500 --out runs/mixture
+
+        thermodiff train --data digits --net unet --labels
+
+        torchrun --nproc-per-node 2 -m thermodiff train --data images.npz --net unet
+    """
+    from thermodiff.cli.train import run
+
+    run(
+        data=data,
+        schedule=schedule,
+        net=net,
+        labels=labels,
+        lam=lam,
+        steps=steps,
+        batch=batch,
+        lr=lr,
+        ema=ema,
+        precision=precision,
+        compile=compile,
+        device=device,
+        every=every,
         seed=seed,
         out=out,
         quiet=quiet,
@@ -303,9 +391,6 @@ def storage(
         quiet=quiet,
         budget=Budget() if lam_max is None else Budget(lam_max=lam_max),
     )
-
-
-app.command()(train)
 
 
 def main() -> None:

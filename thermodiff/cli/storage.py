@@ -190,10 +190,14 @@ def _table(results: Results) -> Table:
             cells.insert(2, None if cells[0] is None else cells[0] - results.gaussian)
             cells.append(None if point.published is None else f"{point.published:.0f}")
             table.add_row(str(steps), str(point.n), *("" if cell is None else str(cell) for cell in cells))
-        cells = [Estimate(lines[name].value, lines[name].error) if name in lines else "" for name in names]
+        cells = [_slope(lines, name) for name in names]
         cells.insert(2, "")
         table.add_row("", "slope", *map(str, cells), style="dim", end_section=True)
     return table
+
+
+def _slope(lines: dict[str, Slope], name: str) -> str:
+    return "" if name.startswith("denoising") or name not in lines else str(Estimate(lines[name].value, lines[name].error))
 
 
 def _figure(results: Results) -> bytes | None:
@@ -214,7 +218,8 @@ def _figure(results: Results) -> bytes | None:
                 left.errorbar([n for n, _ in here], heights, errors, fmt=style, color=colour, markersize=5, label=label)
     sizes = {point.n: point for point in results.points}
     known = {n: point.published for n, point in sizes.items() if point.published is not None}
-    left.plot(list(known), list(known.values()), "D", color="black", fillstyle="none", label="published")
+    if known:
+        left.plot(list(known), list(known.values()), "D", color="black", fillstyle="none", label="published")
     left.plot(list(sizes), [point.memorising for point in sizes.values()], color="#888888", label="memorising law")
     left.axhline(results.gaussian.value, color="#888888", linestyle=":", label="Gaussian part")
     left.set(xscale="log", xlabel="images in the training set, N", ylabel="S_NN (nats)")

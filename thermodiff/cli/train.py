@@ -7,10 +7,9 @@ import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import typer
 
 from thermodiff._check import choice, count, increasing_pair, write_atomically
 from thermodiff.cli.inputs import FINEST, read_data, read_schedule
@@ -22,72 +21,26 @@ if TYPE_CHECKING:
 NETS = ("control", "mlp", "unet")
 
 
-def train(
-    data: Annotated[
-        str,
-        typer.Option(
-            help="What to learn: 'mixture', a FILE.json or a FILE.npz with vectors, as for thermodiff entropy; with --net "
-            "unet a FILE.npz with images (images, or train_images and test_images, or one array; labels beside them). "
-            "'digits' are vectors or images.",
-            metavar="NAME|FILE",
-        ),
-    ] = "mixture",
-    schedule: Annotated[
-        str,
-        typer.Option(help="How it turns into noise: VP, VPx, SL, StraightLine, VE, SubVP, Cosine, CondOT.", metavar="NAME"),
-    ] = "VP",
-    net: Annotated[
-        str,
-        typer.Option(
-            help="control: small, told the mean and covariance; mlp: the published network for vectors; unet: for images, "
-            "told the mean and variance.",
-            metavar="control|mlp|unet",
-        ),
-    ] = "control",
-    labels: Annotated[
-        bool, typer.Option("--labels", help="unet: learn each class too, from the labels in the file.")
-    ] = False,
-    lam: Annotated[
-        tuple[float, float] | None,
-        typer.Option(
-            help="Log-SNR window LOW HIGH; for vectors and images HIGH is chosen from their spread unless given.",
-            metavar="LOW HIGH",
-            show_default=False,
-        ),
-    ] = None,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 2000,
-    batch: Annotated[
-        int | None, typer.Option(help="Samples per step.  [default: 1024; 128 images]", show_default=False)
-    ] = None,
-    lr: Annotated[
-        float | None, typer.Option(help="Highest learning rate.  [default: that of the network]", show_default=False)
-    ] = None,
-    ema: Annotated[float, typer.Option(help="Decay per step of the averaged weights.")] = 0.998,
-    precision: Annotated[
-        str,
-        typer.Option(help="Type of the multiplications; bf16 is fast where the processor knows it.", metavar="float32|bf16"),
-    ] = "float32",
-    compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
-    device: Annotated[str, typer.Option(help="Where: cpu, cuda, ...")] = "cpu",
-    every: Annotated[int, typer.Option(help="Save the state of the training every so many steps.")] = 500,
-    seed: Annotated[int, typer.Option(help="Fixes every random number.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for the weights, the state and metrics.jsonl.")] = Path("runs/train"),
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar, no summary.")] = False,
+def run(
+    *,
+    data: str,
+    schedule: str,
+    net: str,
+    labels: bool,
+    lam: tuple[float, float] | None,
+    steps: int,
+    batch: int | None,
+    lr: float | None,
+    ema: float,
+    precision: str,
+    compile: bool,
+    device: str,
+    every: int,
+    seed: int,
+    out: Path,
+    quiet: bool,
 ) -> None:
-    """Train a network to reverse a diffusion.
-
-    A training that was stopped, even killed, goes on when the same command is given again, and ends with the same
-    weights, to the bit. Under torchrun several processes share the work. The weights are read by
-    thermodiff.learned.load_weights.
-
-    Examples
-    --------
-        thermodiff train --steps 1500 --out runs/mixture
-
-        thermodiff train --data digits --net unet --labels
-
-        torchrun --nproc-per-node 2 -m thermodiff train --data images.npz --net unet
-    """
+    """Train, or go on with a training that was stopped, and write weights and metrics into ``out``."""
     count("--every", every)
     count("--seed", seed, 0)
     if labels and net != "unet":

@@ -158,3 +158,26 @@ def test_only_what_is_used_is_imported() -> None:
     environment = {"PYTHONPATH": ":".join([*sys.path, str(fields.__file__).rsplit("/", 2)[0]])}
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
+
+
+def test_random_numbers_inside_a_function_are_refused() -> None:
+    def noisy(x, t):
+        return (np.random.normal(),)  # noqa: NPY002
+
+    def noisy_filled(x, t, out):
+        out[0] = np.random.normal()  # noqa: NPY002
+
+    for field in (td.drift(noisy), td.drift(fills=True)(noisy_filled)):
+        with pytest.raises(ValueError, match="gives different values for the same point and time; rng= could not fix"):
+            td.simulate(td.Langevin(field, diffusivity=1.0, dim=1), np.zeros((2, 1)), 1.0, 0.1)
+
+
+def test_a_function_that_prints_is_refused(capsys) -> None:
+    @td.drift
+    def chatty(x, t):
+        print("here")
+        return (x[0],)
+
+    with pytest.raises(ValueError, match="chatty prints, which it would do for every path at every step"):
+        td.simulate(td.Langevin(chatty, diffusivity=1.0, dim=1), np.zeros((2, 1)), 1.0, 0.1)
+    assert capsys.readouterr().out == ""

@@ -80,7 +80,8 @@ def array(name: str, value: Any, shape: str, ndim: int) -> FloatArray:
             raise TypeError
         result = np.ascontiguousarray(value, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"{name} must be an array of numbers of shape {shape}, got {type(value).__name__}.") from None
+        got = f"one of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise TypeError(f"{name} must be an array of numbers of shape {shape}, got {got}.") from None
     if np.ndim(value) != ndim:
         raise ValueError(f"{name} must have shape {shape}, got {np.shape(value)}.")
     if result.size == 0:

@@ -11,8 +11,10 @@ compile nothing.  Functions of ``math`` and ``numpy`` inside are replaced by vec
 from __future__ import annotations
 
 import inspect
+import io
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from functools import lru_cache
 from numbers import Real
 from typing import Any
@@ -104,8 +106,12 @@ class Field:
         arguments: list[Any] = [point, 0.0, *params.tolist()]
         if self.kind == "filled":
             arguments[:2] = [np.array(point), 0.0, np.zeros(dim)]
+        printed = io.StringIO()
         try:
-            result = self.function(*arguments)
+            with redirect_stdout(printed):
+                result = self.function(*arguments)
+                filled = np.array(arguments[2]) if self.kind == "filled" else None
+                again = self.function(*arguments)
         except (ArithmeticError, ValueError):
             return  # This point is not in its domain; that says nothing about the code.
         except Exception as error:
@@ -113,7 +119,15 @@ class Field:
                 f"{self.__name__} fails when called with d = {dim} and {len(params)} parameters: {error}; "
                 f"it is called as {self.form.format(name=self.__name__)} with x[0] ... x[{dim - 1}]."
             ) from error
+        if printed.getvalue():
+            raise ValueError(f"{self.__name__} prints, which it would do for every path at every step; remove that.")
         self._check_result(result, dim)
+        before, after = (result, again) if filled is None else (filled, arguments[2])
+        if not np.array_equal(np.asarray(before, np.float64), np.asarray(after, np.float64), equal_nan=True):
+            raise ValueError(
+                f"{self.__name__} gives different values for the same point and time; rng= could not fix random numbers of "
+                "its own: let diffusivity= make the noise."
+            )
 
     def _check_result(self, result: Any, dim: int) -> None:
         if not isinstance(result, tuple) or not all(isinstance(value, Real) for value in result):

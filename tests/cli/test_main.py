@@ -196,7 +196,7 @@ def test_failures_leave_earlier_results_alone(run, tmp_path: Path, mixture: str,
         (MemoryError(), "thermodiff: MemoryError"),
         (ImportError("no torch."), "thermodiff: no torch."),
         (thermodiff.DivergenceError("nan."), "thermodiff: nan."),
-        (PermissionError(13, "Permission denied", "x"), "thermodiff: [Errno 13] Permission denied: 'x'"),
+        (PermissionError(13, "Permission denied", "x"), "thermodiff: x: Permission denied."),
     ],
 )
 def test_one_sentence(run, monkeypatch, error: Exception, line: str) -> None:
@@ -301,3 +301,17 @@ def test_digits_without_scikit_learn(tmp_path: Path) -> None:
     assert got.code == 2
     assert got.err.startswith("thermodiff: --data digits needs scikit-learn; install it with: pip install 'thermodiff[")
     assert not (tmp_path / "out").exists()
+
+
+def test_defaults_are_shown(capsys, monkeypatch) -> None:
+    """Square brackets are markup to the library that prints the help."""
+    shown = call(capsys, monkeypatch, "entropy", "--help").out
+    assert "[default: VP VPx SL]" in " ".join(shown.replace("│", " ").split())
+
+
+def test_a_folder_in_the_place_of_the_result(capsys, monkeypatch, tmp_path) -> None:
+    (tmp_path / "ledgers.json").mkdir()
+    got = call(capsys, monkeypatch, "entropy", "--exact", "--schedule", "VP", "--out", str(tmp_path))
+    assert got.code == 2
+    assert "ledgers.json: it is a folder; choose another place with --out." in got.err
+    assert [path.name for path in tmp_path.iterdir()] == ["ledgers.json"]

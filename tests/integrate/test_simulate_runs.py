@@ -256,3 +256,26 @@ def test_growth_of_memory_in_units_of_the_states(what: str, low: float, high: fl
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     found = subprocess.run([sys.executable, "-c", GROWTH, what], env=environment, capture_output=True, text=True, check=True)
     assert low < float(found.stdout) < high
+
+
+@pytest.mark.parametrize("paths", [4, 100_000])
+def test_what_is_no_executor_is_refused(paths: int) -> None:
+    with pytest.raises(TypeError, match=r"executor must be a concurrent.futures.Executor, got 3\."):
+        td.simulate(td.Linear(-np.eye(1), np.zeros(1), 1.0), np.zeros((paths, 1)), 1.0, 0.1, executor=3)
+
+
+def test_starts_behind_a_reflecting_wall_are_refused() -> None:
+    walls = {1: ("reflecting", 1.0, 2.0), 0: ("periodic", 0.0, 1.0)}
+    process = td.Linear(-np.eye(2), np.zeros(2), 1.0, boundaries=walls)
+    with pytest.raises(ValueError, match="3 of 4 paths start outside the reflecting walls of coordinate 1, 1 and 2; move"):
+        td.simulate(process, np.array([[7.0, 0.0], [7.0, 1.5], [0.0, 2.1], [0.0, -1.0]]), 1.0, 0.1)
+    td.simulate(process, np.array([[7.0, 1.0], [-3.0, 2.0]]), 1.0, 0.1)
+
+
+def test_the_file_of_a_killed_run_is_taken_over(tmp_path) -> None:
+    (tmp_path / ".states.npy.tmp").write_bytes(b"half a file")
+    path = td.simulate(
+        td.Linear(-np.eye(1), np.zeros(1), 1.0), np.zeros((9, 1)), 1.0, 0.1, rng=0, out=tmp_path / "states.npy"
+    )
+    assert path.states.shape == (2, 9, 1)
+    assert [file.name for file in tmp_path.iterdir()] == ["states.npy"]

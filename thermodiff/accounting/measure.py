@@ -147,8 +147,6 @@ def account(
         raise TypeError(
             f"account: it measures a Diffusion(data, noise) or a LearnedDiffusion(net, data, noise), got {source!r:.60}."
         )
-    if executor is not None and not hasattr(executor, "submit"):
-        raise TypeError(f"executor must be a concurrent.futures.Executor, got {executor!r:.60}.")
     nodes, samples = count("nodes", nodes, most=MOST_NODES), count("samples", samples, 2)
     chunk = None if chunk is None else count("chunk", chunk)
     if divergence is not None:

@@ -117,6 +117,9 @@ def _require_writable(out: Path) -> None:
     there = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
         raise NotADirectoryError(f"cannot write into {out}: {there} is not a folder; choose another one with --out.")
+    for name in ("ledgers.json", "ledger.png"):
+        if (out / name).is_dir():
+            raise IsADirectoryError(f"cannot write {out / name}: it is a folder; choose another place with --out.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(f"cannot write into {out}: no permission in {there}; choose another folder with --out.")
 

@@ -48,7 +48,7 @@ def entropy(
         list[str] | None,
         typer.Option(
             help="How it turns into noise: VP, VPx (VP with scale 0.1), SL (StraightLine with scale 0.1), StraightLine, "
-            "VE, SubVP, Cosine, CondOT. May be given several times.  [default: VP VPx SL]",
+            "VE, SubVP, Cosine, CondOT. May be given several times.  \\[default: VP VPx SL]",
             metavar="NAME",
             show_default=False,
         ),
@@ -68,7 +68,7 @@ def entropy(
     nodes: Annotated[int, typer.Option(help="Quadrature nodes in log-SNR.")] = 64,
     samples: Annotated[
         int | None,
-        typer.Option(help="Draws per node.  [default: 10000; 2000 for images and vectors]", show_default=False),
+        typer.Option(help="Draws per node.  \\[default: 10000; 2000 for images and vectors]", show_default=False),
     ] = None,
     steps: Annotated[int, typer.Option(help="Training steps of each network.")] = 1500,
     seed: Annotated[int, typer.Option(help="Fixes every random number.")] = 0,
@@ -141,10 +141,10 @@ def train(
     ] = None,
     steps: Annotated[int, typer.Option(help="Training steps.")] = 2000,
     batch: Annotated[
-        int | None, typer.Option(help="Samples per step.  [default: 1024; 128 images]", show_default=False)
+        int | None, typer.Option(help="Samples per step.  \\[default: 1024; 128 images]", show_default=False)
     ] = None,
     lr: Annotated[
-        float | None, typer.Option(help="Highest learning rate.  [default: that of the network]", show_default=False)
+        float | None, typer.Option(help="Highest learning rate.  \\[default: that of the network]", show_default=False)
     ] = None,
     ema: Annotated[float, typer.Option(help="Decay per step of the averaged weights.")] = 0.998,
     precision: Annotated[
@@ -234,7 +234,7 @@ def bench(
         list[str] | None,
         typer.Option(
             help="Only this work: euler-1, euler-2, reverse, flow-rk4, flow-adaptive, entropy, cloud, threads, compile, "
-            "start, memory or scaling. May be given several times.  [default: all]",
+            "start, memory or scaling. May be given several times.  \\[default: all]",
             metavar="NAME",
             show_default=False,
         ),
@@ -270,19 +270,23 @@ def transport(
     dim: Annotated[
         list[int] | None,
         typer.Option(
-            help="Dimension of the mixture: 3, 6 or 9. May be given several times.  [default: all]", show_default=False
+            help="Dimension of the mixture: 3, 6 or 9. May be given several times.  \\[default: all]", show_default=False
         ),
     ] = None,
     schedule: Annotated[
         list[str] | None,
-        typer.Option(help="VP, VPx or SL. May be given several times.  [default: all]", metavar="NAME", show_default=False),
+        typer.Option(
+            help="VP, VPx or SL. May be given several times.  \\[default: all]", metavar="NAME", show_default=False
+        ),
     ] = None,
     steps: Annotated[
         list[int] | None,
-        typer.Option(help="Lengths of training. May be given several times.  [default: 50 to 1600]", show_default=False),
+        typer.Option(help="Lengths of training. May be given several times.  \\[default: 50 to 1600]", show_default=False),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Trainings of each length.")] = 4,
-    workers: Annotated[int | None, typer.Option(help="Processes.  [default: one for each core]", show_default=False)] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes.  \\[default: one for each core]", show_default=False)
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for runs/, transport.json and transport.png.")] = Path("runs/transport"),
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar, no table.")] = False,
 ) -> None:
@@ -325,7 +329,7 @@ def storage(
         list[int] | None,
         typer.Option(
             "--n",
-            help="Images in the training set, the same number of each class. May be given several times.  [default: 100, "
+            help="Images in the training set, the same number of each class. May be given several times.  \\[default: 100, "
             "1000 and 9000, as far as there are so many]",
             show_default=False,
         ),
@@ -333,7 +337,7 @@ def storage(
     steps: Annotated[
         list[int] | None,
         typer.Option(
-            help="Lengths of training, the same for all sizes. May be given several times.  [default: 2500 and 20000]",
+            help="Lengths of training, the same for all sizes. May be given several times.  \\[default: 2500 and 20000]",
             show_default=False,
         ),
     ] = None,
@@ -342,7 +346,7 @@ def storage(
         list[str] | None,
         typer.Option(
             help="How entropies are integrated: lam (nodes in log-SNR) or paper (the published times). May be given twice.  "
-            "[default: both]",
+            "\\[default: both]",
             metavar="lam|paper",
             show_default=False,
         ),
@@ -350,15 +354,15 @@ def storage(
     lam_max: Annotated[
         float | None,
         typer.Option(
-            help="Upper end of the log-SNR window of lam.  [default: 8.36, the first of the published times]",
+            help="Upper end of the log-SNR window of lam.  \\[default: 8.36, the first of the published times]",
             show_default=False,
         ),
     ] = None,
     lr: Annotated[
-        float | None, typer.Option(help="Highest learning rate.  [default: that of the network]", show_default=False)
+        float | None, typer.Option(help="Highest learning rate.  \\[default: that of the network]", show_default=False)
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="Threads of torch.  [default: one for each core]", show_default=False)
+        int | None, typer.Option(help="Threads of torch.  \\[default: one for each core]", show_default=False)
     ] = None,
     out: Annotated[
         Path, typer.Option(help="Folder for networks/, runs/, samples/, storage.json, storage.png and sheets of samples.")
@@ -399,5 +403,7 @@ def main() -> None:
         app(standalone_mode=True)
     except (ValueError, TypeError, KeyError, OSError, ImportError, DivergenceError, MemoryError) as error:
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            text = f"{error.filename}: {error.strerror or 'cannot be used'}."
         print(f"thermodiff: {text or type(error).__name__}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -61,7 +61,7 @@ PUBLISHED = {
 }
 """S_NN on 1000 test images, read off the published figure to 25 nats; lengths of training are not published."""
 READ_TO = 25.0
-SHAPES = {(1, 28, 28): "MNIST", (3, 32, 32): "CIFAR-10"}
+SHAPES: dict[tuple[int, ...], str] = {(1, 28, 28): "MNIST", (3, 32, 32): "CIFAR-10"}
 
 
 class Run(NamedTuple):

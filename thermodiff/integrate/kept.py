@@ -109,7 +109,8 @@ class _OnDisk:
             except (OSError, ValueError):
                 raise ValueError(f"out: {str(target)!r} exists and is not a Zarr array; choose another name.") from None
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        # One name for all runs: the file of a run that was killed is taken over by the next.
+        temporary = target.with_name(f".{target.name}.tmp")
         if zarr is None:
             array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float64, shape=shape)
             return cls(array, temporary, target, lambda file: np.load(file, mmap_mode="r", allow_pickle=False))

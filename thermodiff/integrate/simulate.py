@@ -134,6 +134,7 @@ def simulate(
     if not isinstance(process, Langevin):
         raise TypeError(f"simulate: it needs a Langevin process, got {type(process).__name__}.")
     x0, grid = points("x0", x0, process.dim), Grid.of(times, dt)
+    _require_inside(process, x0)
     rule = _method(process, method)
     if heat and rule == "exact":
         raise ValueError('heat=True needs the steps of a path; pass method="heun".')
@@ -170,6 +171,17 @@ def simulate(
                 _raise_divergence(run, part, x0, piece["lost"])
             report(k + 1, len(ranges))
     return kept.path(grid.times, (int(key[0]), int(key[1])) if not process.noiseless else None, on_divergence == "mark")
+
+
+def _require_inside(process: Langevin, x0: FloatArray) -> None:
+    """Refuse starts behind a reflecting wall; a periodic coordinate may be counted from anywhere."""
+    for i, (kind, low, high) in enumerate(process.walls):
+        outside = int(np.count_nonzero((x0[:, i] < low) | (x0[:, i] > high))) if int(kind) == langevin.REFLECTING else 0
+        if outside:
+            raise ValueError(
+                f"{outside} of {len(x0)} paths start outside the reflecting walls of coordinate {i}, {low:g} and {high:g}; "
+                "move them inside."
+            )
 
 
 def _method(process: Langevin, method: str | None) -> str:
@@ -217,7 +229,9 @@ class _Run:
             # Block by block and in one layout, so that the sums do not depend on how blocks are dealt out.
             blocks = [slice(first, min(first + LANES, n)) for first in range(0, n, LANES)]
             kept = [np.ascontiguousarray(states[:, part][:, ~lost[part]]) for part in blocks]
-            piece["reduced"] = [self.reduce.of(block) for block in kept if block.size]
+            # A path on its way to infinity may overflow in a square; the result says so by being infinite.
+            with np.errstate(over="ignore", invalid="ignore"):
+                piece["reduced"] = [self.reduce.of(block) for block in kept if block.size]
         return piece
 
     def states(

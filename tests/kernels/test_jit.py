@@ -84,3 +84,19 @@ def test_a_kernel_travels_by_name() -> None:
 def test_a_kernel_keeps_name_and_docstring() -> None:
     assert scores.isotropic_score.__name__ == "isotropic_score"
     assert "mixture of isotropic Gaussians" in scores.isotropic_score.__doc__
+
+
+def test_a_warm_cache_needs_no_compiler() -> None:
+    """Loading machine code must not import what only compiling needs: it is half of the time of a short program."""
+    code = (
+        "import sys, numpy as np, thermodiff as td\n"
+        "system = td.Diffusion(td.GaussianMixture([[-1.0], [1.0]], stds=0.3), td.VP())\n"
+        "print(td.account(system, rng=0, nodes=4, samples=500).total('total').value, td.reverse(system, 300, steps=5, rng=0).final.sum())\n"
+        "print('numba.np.arraymath' in sys.modules)"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(2)
+    ]
+    assert runs[0][:2] == runs[1][:2]
+    assert runs[1][2] == "False"

@@ -26,6 +26,8 @@ from typing import Any
 
 import numba
 from numba import types
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.runtime import rtsys
 
 LANES = 256
 """Paths per block: the innermost loops run over this many lanes (a multiple of every vector width)."""
@@ -87,7 +89,8 @@ class Kernel:
         if self._dispatcher is None:
             dispatcher = numba.njit(**FLAGS)(self._function)
             dispatcher._cache._cache_file._source_stamp = _STAMP
-            dispatcher.compile(self._signature)
+            if not _load(dispatcher, self._signature):
+                dispatcher.compile(self._signature)
             dispatcher.disable_compile()
             self._dispatcher = dispatcher
         return self._dispatcher
@@ -105,6 +108,25 @@ class Kernel:
 
     def __call__(self, *arguments: Any) -> Any:
         return self.dispatcher(*(a.pointer if isinstance(a, Kernel | UserKernel) else a for a in arguments))
+
+
+def _load(dispatcher: Any, signature: Any) -> bool:
+    """Add the machine code of a signature from the disk cache, if it is there.
+
+    `dispatcher.compile` does the same, after it has imported all that a compiler needs, SciPy's linear algebra among it:
+    half of the time of a short program.
+    """
+    with global_compiler_lock:
+        try:
+            rtsys.initialize(dispatcher.targetctx)
+            found = dispatcher._cache._load_overload(signature, dispatcher.targetctx)
+        except Exception:
+            found = None
+        if found is None:
+            return False
+        dispatcher.targetctx.insert_user_function(found.entry_point, found.fndesc, [found.library])
+        dispatcher.add_overload(found)
+        return True
 
 
 class UserKernel:

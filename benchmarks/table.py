@@ -37,7 +37,7 @@ def deviation(verdict: dict[str, Any] | None) -> str:
     """What the result differs from the truth by."""
     if verdict is None:
         return ""
-    what, value, error = verdict["what"], verdict["deviation"], verdict["error"]
+    what, value, error = verdict["what"].replace("|", r"\|"), verdict["deviation"], verdict["error"]
     return f"{what}: {100 * value:+.2f} ± {100 * error:.2f} %" if error > 0.0 else f"{what}: {value:.1e}"
 
 

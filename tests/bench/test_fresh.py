@@ -46,7 +46,7 @@ def test_the_compiler_is_timed_in_its_own_process() -> None:
     assert 0.0 < fresh.Fresh(fresh.C, inside=True)() < 60.0
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read in kilobytes")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_grows_by_the_kept_states_alone() -> None:
     """First and final states are kept, which makes 2; the start is the caller's."""
-    assert fresh.Fresh(fresh.MEMORY.format(paths=4_000_000), inside=True)() < 3.0
+    assert 1.5 < fresh.Fresh(fresh.MEMORY.format(paths=4_000_000), inside=True)() < 3.0

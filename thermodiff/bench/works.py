@@ -272,7 +272,7 @@ WORKS: tuple[Work, ...] = (
     Work(
         "memory", "growth of memory in 100 steps of a user's double well, final states only", dict,
         {"full": {"paths": 10_000_000}, "quick": {"paths": 2_000_000}, "tiny": {"paths": 100_000}},
-        (Way("thermodiff", 2, lambda size: fresh.fresh(fresh.MEMORY.format(**size), "resource", inside=True)(size)),),
+        (Way("thermodiff", 2, lambda size: fresh.fresh(fresh.MEMORY.format(**size), inside=True)(size)),),
         unit=STATES,
         apart=True,
     ),

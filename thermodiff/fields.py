@@ -110,7 +110,9 @@ class Field:
         try:
             with redirect_stdout(printed):
                 result = self.function(*arguments)
-                filled = np.array(arguments[2]) if self.kind == "filled" else None
+                filled = None
+                if self.kind == "filled":
+                    filled, arguments[2] = arguments[2], np.zeros(dim)
                 again = self.function(*arguments)
         except (ArithmeticError, ValueError):
             return  # This point is not in its domain; that says nothing about the code.

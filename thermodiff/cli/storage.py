@@ -192,7 +192,9 @@ def _table(results: Results) -> Table:
             table.add_row(str(steps), str(point.n), *("" if cell is None else str(cell) for cell in cells))
         cells = [_slope(lines, name) for name in names]
         cells.insert(2, "")
-        table.add_row("", "slope", *map(str, cells), style="dim", end_section=True)
+        if lines:
+            table.add_row("", "slope", *map(str, cells), style="dim")
+        table.add_section()
     return table
 
 

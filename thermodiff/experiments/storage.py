@@ -45,6 +45,7 @@ GRIDS, PARTS = ("lam", "paper"), ("held-out", "training")
 NOISE = VP()
 SPAN = (0.0, 1.0)
 BATCH = 32
+"""In training as published; in measuring a quarter faster than larger ones, whose activations leave the cache."""
 EVERY = 250
 """Steps from one saved state of a training to the next."""
 HELD_OUT = {"digits": 297}
@@ -231,7 +232,7 @@ class Experiment:
         most = self.budget.images if grid == "lam" else self.budget.paper_images
         images = self.held_out if part == "held-out" else chosen(self.train, run.n)
         images = images[: min(most, len(images))]
-        model = LearnedDiffusion(net, images, NOISE)
+        model = LearnedDiffusion(net, images, NOISE, batch=BATCH)
         # Whole rounds of the images, so that all have equal weight.
         samples = len(images) * max(1, round(most / len(images)))
         begin = time.perf_counter()
@@ -250,7 +251,7 @@ class Experiment:
         """Draw samples and write them."""
         from thermodiff.learned import LearnedDiffusion
 
-        model, (low, high) = LearnedDiffusion(net, self.held_out, NOISE), self.range
+        model, (low, high) = LearnedDiffusion(net, self.held_out, NOISE, batch=BATCH), self.range
         options: dict[str, Any] = {"steps": self.budget.sheet_steps, "lam": self.budget.window, "rng": run.seed}
         images = model.sample(self.budget.sheet, method="exponential", **options)
         levels = np.clip(255.0 * (images - low) / (high - low), 0.0, 255.0).round().astype(np.uint8)

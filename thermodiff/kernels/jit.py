@@ -27,7 +27,7 @@ from typing import Any
 import numba
 from numba import types
 from numba.core.compiler_lock import global_compiler_lock
-from numba.core.runtime import rtsys
+from numba.core.runtime.nrt import rtsys
 
 LANES = 256
 """Paths per block: the innermost loops run over this many lanes (a multiple of every vector width)."""

@@ -320,7 +320,6 @@ def test_errors_hold_for_a_thin_overlap() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="known limit: the largest |z| of 100 seeds is 4.8 (decision 3)")
 def test_no_outlier_for_a_thin_overlap() -> None:
     assert np.abs(thin_overlap()).max() < 4.0
 

@@ -19,8 +19,10 @@ from learned_models import (
 from torch import nn
 from truths import BIM1
 
-from thermodiff import compare
+from thermodiff import account, compare
+from thermodiff.accounting.nodes import fine
 from thermodiff.densities import Gaussian, GaussianMixture, Samples
+from thermodiff.learned import LearnedDiffusion
 from thermodiff.learned.predict import PREDICTS
 from thermodiff.schedules import VP, Schedule
 
@@ -235,3 +237,21 @@ def test_residual_of_a_module_that_ignores_x(divergence: str) -> None:
 
     ledger = learned_ledger(Constant(), VP(), (-4.0, 4.0), predicts="score", divergence=divergence, nodes=4)
     assert np.isfinite(ledger.total("residual").value)
+
+
+@pytest.mark.parametrize("std", [1.0, 1.0 + 1e-9, 1.0 + 1e-5, 1.01])
+def test_a_network_near_equilibrium_has_an_error_of_its_own_size(std: float) -> None:
+    """The total vanishes there; measured by it, the error of the nodes on this network was once 3e4 nats."""
+
+    class Tenth(nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return 0.1 * x
+
+    ledger = account(LearnedDiffusion(Tenth(), Gaussian([0.0, 0.0], std=std), VP()), rng=0)
+    rule = fine(*ledger.window)
+    row = VP().at(rule[0])
+    # S_NN per unit of lam is sigma^2 E|e|^2 / 2 with e = x / 10.
+    exact = float(rule[1] @ (0.5 * row.sigma**2 * 0.01 * 2.0 * (row.alpha**2 * std**2 + row.sigma**2)))
+    for name in ("neural", "mismatch"):
+        assert ledger.total(name).error < 1e-4 * exact
+    assert abs(ledger.total("neural").value - exact) < 4.0 * ledger.total("neural").error

@@ -27,6 +27,9 @@ Key = npt.NDArray[np.uint32]
 SAMPLES_PER_TASK = 131_072
 """Over the nodes of a task: so many that workers seldom wait for each other, few enough to share."""
 
+CANCELLED = 1e-6
+"""A total below this share of its terms does not tell how large the error of the nodes is beside it."""
+
 ORDER = ("total", "system", "medium", "neural", "mismatch", "denoising", "residual")
 """Of the rows in a ledger."""
 
@@ -170,7 +173,7 @@ def account(
             report(here.stop, nodes)
     integrals, rates, rate_errors = _rows(plan, sums, means.T, errors.T, weights, moments.known_medium(scalars))
     open_ended = lam is None and (times is None or times[0] == 0.0)
-    quadrature, corrections = _correct_quadrature(source, window, node_lam, weights, integrals, open_ended)
+    quadrature, corrections = _correct_quadrature(source, window, node_lam, weights, integrals, scalars, open_ended)
     ledger = Ledger(
         samples=integrals,
         rates=rates,
@@ -264,21 +267,24 @@ def _correct_quadrature(
     lam: FloatArray,
     weights: FloatArray,
     integrals: dict[str, FloatArray],
+    scalars: Scalars,
     open_ended: bool,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Correct ``integrals`` by the known part of the error of the nodes; by row, the part left and the correction made.
 
-    Learned rows share both with the total, in proportion to their size.
+    Learned rows share both with the total, in proportion to their size.  At an equilibrium, where the total vanishes and only
+    rounding is left of it, the proportion is to the terms that cancel in it.
     """
     moment, scales = source.second_moment, source.scales
-    if moment is None or scales is None or "total" not in integrals:
+    if moment is None or scales is None or scalars.mean_xx is None or "total" not in integrals:
         return {}, {}
     found = quadrature_errors(source.noise, window, lam, weights, moment, scales, open_ended=open_ended)
     total = float(np.mean(integrals["total"]))
     errors = {row: left for row, (_, left) in found.items()}
     corrections = {row: -excess for row, (excess, _) in found.items()}
+    whole = max(abs(total), CANCELLED * float(weights @ (0.5 * scalars.q**2 * scalars.mean_xx)))
     for row in {"neural", "mismatch"} & set(integrals):
-        share = float(np.mean(integrals[row])) / total if total else 0.0
+        share = float(np.mean(integrals[row])) / whole
         errors[row], corrections[row] = abs(share) * errors["total"], share * corrections["total"]
     for row, correction in corrections.items():
         integrals[row] = integrals[row] + correction

@@ -120,8 +120,8 @@ def _load(dispatcher: Any, signature: Any) -> bool:
         try:
             rtsys.initialize(dispatcher.targetctx)
             found = dispatcher._cache._load_overload(signature, dispatcher.targetctx)
-        except Exception:
-            found = None
+        except Exception:  # Whatever is wrong with the cache, compiling mends it, or says what it is.
+            return False
         if found is None:
             return False
         dispatcher.targetctx.insert_user_function(found.entry_point, found.fndesc, [found.library])

@@ -272,8 +272,8 @@ def _correct_quadrature(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Correct ``integrals`` by the known part of the error of the nodes; by row, the part left and the correction made.
 
-    Learned rows share both with the total, in proportion to their size.  At an equilibrium, where only rounding is left of the
-    total, the proportion is to the terms that cancel in it.
+    Learned rows share both with the total, in proportion to their size.  At an equilibrium, where only rounding is left of
+    the total, the proportion is to the terms that cancel in it.
     """
     moment, scales = source.second_moment, source.scales
     if moment is None or scales is None or scalars.mean_xx is None or "total" not in integrals:

@@ -41,7 +41,7 @@ def two_outputs(function):
 LOOPS = {
     "exp": one_output(elementary.exp),
     "log": one_output(elementary.log),
-    "exp_weight": one_output(elementary.exp_weight),
+    "exp2_weight": one_output(elementary.exp2_weight),
     "log_normal": one_output(elementary.log_normal),
     "expm1": one_output(elementary.expm1),
     "tanh": one_output(elementary.tanh),
@@ -113,16 +113,20 @@ def test_log_is_correct_to_1e_15() -> None:
     assert largest(off) <= 1e-15
 
 
-def test_the_exponential_of_a_weight_is_correct_to_1e_15_down_to_its_floor() -> None:
-    arguments = -np.concatenate([np.random.default_rng(20).uniform(0.0, 600.0, 2000), spread(1e-17, 600.0, 1000, 21), [0.0]])
-    (values,) = evaluate("exp_weight", arguments)
+def test_the_power_of_two_of_a_weight_is_correct_to_1e_15_down_to_its_floor() -> None:
+    halves = np.arange(0.0, 900.0, 0.5)
+    arguments = -np.concatenate(
+        [np.random.default_rng(20).uniform(0.0, 900.0, 2000), spread(1e-17, 900.0, 1000, 21), halves]
+    )
+    (values,) = evaluate("exp2_weight", arguments)
     with mpmath.workprec(160):
         off = [
-            abs(mpmath.mpf(float(v)) / mpmath.exp(mpmath.mpf(float(x))) - 1) for x, v in zip(arguments, values, strict=True)
+            abs(mpmath.mpf(float(v)) / mpmath.mpf(2) ** mpmath.mpf(float(x)) - 1)
+            for x, v in zip(arguments, values, strict=True)
         ]
     assert largest(off) <= 1e-15
-    floor, low, nan = evaluate("exp_weight", np.array([-600.0, -np.inf, np.nan]))[0]
-    assert floor == low > 1e-261
+    floor, low, nan = evaluate("exp2_weight", np.array([-900.0, -np.inf, np.nan]))[0]
+    assert floor == low > 1e-271
     assert np.isnan(nan)
 
 
@@ -260,7 +264,7 @@ def sine_plus_cosine(u):
     "function",
     [
         elementary.exp,
-        elementary.exp_weight,
+        elementary.exp2_weight,
         elementary.log,
         elementary.log_normal,
         elementary.expm1,

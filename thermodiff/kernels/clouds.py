@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from thermodiff.kernels.elementary import exp_weight, log
+from thermodiff.kernels.elementary import LN2, LOG2E, exp2_weight, log
 from thermodiff.kernels.jit import LANES, field_signature, inline, kernel, matrix, vector
 from thermodiff.kernels.scores import finish, log_density
 
@@ -79,12 +79,12 @@ def _cloud_weights(distances, size, half, top, total, scale):
             value = half * row[lane]
             top[lane] = value if value > top[lane] else top[lane]
     for lane in range(LANES):
-        scale[lane] = exp_weight(scale[lane] - top[lane])
+        scale[lane] = exp2_weight(scale[lane] - top[lane])
         total[lane] *= scale[lane]
     for j in range(size):
         row = distances[j * LANES : (j + 1) * LANES]
         for lane in range(LANES):
-            value = exp_weight(half * row[lane] - top[lane])
+            value = exp2_weight(half * row[lane] - top[lane])
             row[lane] = value
             total[lane] += value
 
@@ -161,7 +161,7 @@ def cloud_score(x, row, params, out):
     points = cloud_parts(params)
     count, dim = points.shape
     extra = out.shape[0] - dim
-    half = -0.5 / sigma2
+    half = -0.5 * LOG2E / sigma2
     weights, kept = np.empty(TILE * LANES), np.empty(TILE * LANES if extra > 0 else 0)
     top, total = np.full(LANES, -np.inf), np.zeros(LANES)
     scale, excess, sums = np.empty(LANES), np.zeros(LANES), np.zeros(dim * LANES)
@@ -197,7 +197,7 @@ def cloud_density(x, row, params, out):
     alpha, sigma2 = row[0], row[1]
     points = cloud_parts(params)
     count, dim = points.shape
-    half = -0.5 / sigma2
+    half = -0.5 * LOG2E / sigma2
     weights, kept = np.empty(TILE * LANES), np.empty(TILE * LANES)
     top, total = np.full(LANES, -np.inf), np.zeros(LANES)
     scale, moment = np.empty(LANES), np.zeros(LANES)
@@ -212,8 +212,8 @@ def cloud_density(x, row, params, out):
     constant = np.log(count) + 0.5 * dim * (np.log(2.0 * np.pi) + np.log(sigma2))
     for lane in range(LANES):
         log_total = log(total[lane])
-        density[lane] = top[lane] + log_total - constant
-        entropy[lane] = log_total + top[lane] - moment[lane] / total[lane]
+        density[lane] = LN2 * top[lane] + log_total - constant
+        entropy[lane] = log_total + LN2 * (top[lane] - moment[lane] / total[lane])
 
 
 @kernel(types.void(matrix, vector, types.float64, vector))
@@ -228,7 +228,7 @@ def soften(products, shifts, scale, totals):
             size = min(LANES, count - first)
             part, shift = row[first : first + size], shifts[first : first + size]
             for lane in range(size):
-                value = scale * (part[lane] - shift[lane])
+                value = LOG2E * scale * (part[lane] - shift[lane])
                 part[lane] = value
                 top[lane] = value if value > top[lane] else top[lane]
         largest = top.max()
@@ -237,7 +237,7 @@ def soften(products, shifts, scale, totals):
             size = min(LANES, count - first)
             part = row[first : first + size]
             for lane in range(size):
-                value = exp_weight(part[lane] - largest)
+                value = exp2_weight(part[lane] - largest)
                 part[lane] = value
                 top[lane] += value
         totals[q] = top.sum()

@@ -8,6 +8,8 @@ Every field has the signature of `jit.field_signature`.  The row of scalars is `
   quantities whose mean is zero;
 * a *density field* writes log p_t(x) into row 0 and the entropy of the responsibilities H(r(x)) (nats) into row 1.
 
+Logits are to base 2: the exponential of a difference then needs no reduction by ln 2.
+
 The law travels in one flat vector ``params``; its layout is made by the ``pack_`` functions at the end, so that one
 compiled integrator serves every law.  Constants of a component are formed once per block.
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from thermodiff.kernels.elementary import exp_weight, log
+from thermodiff.kernels.elementary import LN2, LOG2E, exp2_weight, log
 from thermodiff.kernels.jit import LANES, field_signature, inline, kernel
 
 
@@ -49,33 +51,6 @@ def full_parts(params):
 
 
 @inline
-def _isotropic_logits(x, alpha, variance, logw, mean, out, top):
-    """log(w_k N(x; alpha m_k, variance)) + d/2 log 2 pi into ``out``; ``top`` keeps the running maximum."""
-    dim = x.shape[0]
-    half = -0.5 / variance
-    constant = logw - 0.5 * dim * np.log(variance)
-    # Two coordinates a sweep: half the traffic.
-    one, first = x[0], alpha * mean[0]
-    if dim % 2 == 1:
-        for lane in range(LANES):
-            gap = one[lane] - first
-            out[lane] = constant + half * (gap * gap)
-    else:
-        two, second = x[1], alpha * mean[1]
-        for lane in range(LANES):
-            gap, other = one[lane] - first, two[lane] - second
-            out[lane] = constant + half * (gap * gap + other * other)
-    for c in range(2 - dim % 2, dim, 2):
-        one, two, first, second = x[c], x[c + 1], alpha * mean[c], alpha * mean[c + 1]
-        for lane in range(LANES):
-            gap, other = one[lane] - first, two[lane] - second
-            out[lane] += half * (gap * gap + other * other)
-    for lane in range(LANES):
-        top[lane] = out[lane] if out[lane] > top[lane] else top[lane]
-    return constant
-
-
-@inline
 def _project(x, alpha, mean, axis, out):
     """Coordinate of x - alpha m along one principal axis."""
     for lane in range(LANES):
@@ -88,16 +63,16 @@ def _project(x, alpha, mean, axis, out):
 
 @inline
 def _full_logits(x, alpha, sigma2, logw, mean, eigenvalues, axes, out, top, work):
-    """As `_isotropic_logits`, for the covariance alpha^2 C_k + sigma^2 in its principal axes."""
+    """log2(w_k N(x; alpha m_k, alpha^2 C_k + sigma^2)) + d/2 log2 2 pi, in the principal axes; returns its constant."""
     dim = x.shape[0]
-    constant = logw
+    constant = LOG2E * logw
     for lane in range(LANES):
         out[lane] = 0.0
     for j in range(dim):
         variance = alpha * alpha * eigenvalues[j] + sigma2
-        constant -= 0.5 * np.log(variance)
+        constant -= 0.5 * LOG2E * np.log(variance)
         _project(x, alpha, mean, axes[j], work)
-        half = -0.5 / variance
+        half = -0.5 * LOG2E / variance
         for lane in range(LANES):
             out[lane] += half * work[lane] * work[lane]
     for lane in range(LANES):
@@ -109,13 +84,13 @@ def _full_logits(x, alpha, sigma2, logw, mean, eigenvalues, axes, out, top, work
 
 @inline
 def _soften(logits, top, total):
-    """exp(logit - top) in place; returns with the sums in ``total``."""
+    """2**(logit - top) in place; returns with the sums in ``total``."""
     for lane in range(LANES):
         total[lane] = 0.0
     for k in range(logits.shape[0]):
         row = logits[k]
         for lane in range(LANES):
-            value = exp_weight(row[lane] - top[lane])
+            value = exp2_weight(row[lane] - top[lane])
             row[lane] = value
             total[lane] += value
 
@@ -126,7 +101,7 @@ def _squares(logits, constants, dim, unit):
     for k in range(logits.shape[0]):
         source, target = logits[k], unit[k]
         for lane in range(LANES):
-            target[lane] = 2.0 * (constants[k] - source[lane]) - dim
+            target[lane] = 2.0 * LN2 * (constants[k] - source[lane]) - dim
 
 
 @inline
@@ -156,7 +131,7 @@ def log_density(top, total, dim, out):
     """log p_t from the running maximum and the sum of exponentials."""
     constant = 0.5 * dim * np.log(2.0 * np.pi)
     for lane in range(LANES):
-        out[lane] = top[lane] + log(total[lane]) - constant
+        out[lane] = LN2 * top[lane] + log(total[lane]) - constant
 
 
 @inline
@@ -179,116 +154,183 @@ def finish(x, a, c, excess, extra, out):
             target[lane] = a * source[lane] + c * target[lane]
 
 
-SLOPE, FIRST, SECOND = range(1, 4)
+CONSTANT, SCALE, BESIDE, INVERSE, SHIFTS = range(5)
+"""Columns of `_tabulate`; from SHIFTS on two for each coordinate."""
+
+SLOPE, FIRST, SECOND, ROWS = range(1, 5)
 """Rows of the sums over components: of the weights (row 0), of weights / variance, and of these times two means."""
+
+# The sums are one flat array with rows LANES apart: LLVM need not check that they do not overlap.
 
 
 @inline
 def _tabulate(alpha, sigma2, logw, variances, means):
-    """What the sweeps need of each component: its constant, -1 / (2 variance), and its centre; (K, 2 + d)."""
+    """What the sweeps need of each component k, v = alpha^2 variance + sigma^2, one line for each.
+
+    Its constant and q = sqrt(log2(e) / 2v), with which the logit is constant - |q x - q alpha m_k|^2; q once more for the
+    second coordinate, zero in d = 1; 1 / v; and for each coordinate (two at least) -q alpha m_k and alpha m_k / v.
+    """
     count, dim = means.shape
-    table = np.empty((count, 2 + dim))
+    table = np.zeros((count, SHIFTS + 2 * max(dim, 2)))
     for k in range(count):
         v = alpha * alpha * variances[k] + sigma2
-        table[k, 0], table[k, 1] = logw[k] - 0.5 * dim * np.log(v), -0.5 / v
+        scale = np.sqrt(0.5 * LOG2E / v)
+        table[k, CONSTANT] = LOG2E * (logw[k] - 0.5 * dim * np.log(v))
+        table[k, SCALE], table[k, BESIDE], table[k, INVERSE] = scale, (scale if dim > 1 else 0.0), 1.0 / v
         for c in range(dim):
-            table[k, 2 + c] = alpha * means[k, c]
+            centre = alpha * means[k, c]
+            table[k, SHIFTS + 2 * c], table[k, SHIFTS + 2 * c + 1] = -scale * centre, centre / v
     return table
 
 
 @inline
-def _logit_pair(x, first, second, one, two, top):
-    """`_isotropic_logits` of two components with lines ``first`` and ``second`` of the table."""
-    c1, h1, a1, b1 = first[0], first[1], first[2], first[3]
-    c2, h2, a2, b2 = second[0], second[1], second[2], second[3]
-    left, right = x[0], x[1]
+def _logit_pair(x, first, second, one, two, top, fresh):
+    """Logits of two components; ``top`` keeps the running maximum, from -inf where ``fresh``."""
+    c1, q1, r1, a1, b1 = first[CONSTANT], first[SCALE], first[BESIDE], first[SHIFTS], first[SHIFTS + 2]
+    c2, q2, r2, a2, b2 = second[CONSTANT], second[SCALE], second[BESIDE], second[SHIFTS], second[SHIFTS + 2]
+    dim = x.shape[0]
+    left, right = x[0], x[min(1, dim - 1)]
     for lane in range(LANES):
-        u, v = left[lane] - a1, right[lane] - b1
-        one[lane] = c1 + h1 * (u * u + v * v)
-        u, v = left[lane] - a2, right[lane] - b2
-        two[lane] = c2 + h2 * (u * u + v * v)
-    for c in range(2, x.shape[0]):
-        row, a1, a2 = x[c], first[2 + c], second[2 + c]
-        for lane in range(LANES):
-            u, v = row[lane] - a1, row[lane] - a2
-            one[lane] += h1 * (u * u)
-            two[lane] += h2 * (v * v)
-    for lane in range(LANES):
-        high = one[lane] if one[lane] > two[lane] else two[lane]
-        top[lane] = high if high > top[lane] else top[lane]
-
-
-@inline
-def _weigh_pair(first, second, one, two, top, sums, out):
-    """Add two components to the sums; their logits become weights / variance."""
-    i1, a1, b1 = -2.0 * first[1], first[2], first[3]
-    i2, a2, b2 = -2.0 * second[1], second[2], second[3]
-    for lane in range(LANES):
-        p, q = exp_weight(one[lane] - top[lane]), exp_weight(two[lane] - top[lane])
-        sums[lane] += p + q
-        p *= i1
-        q *= i2
-        one[lane], two[lane] = p, q
-        sums[SLOPE * LANES + lane] += p + q
-        sums[FIRST * LANES + lane] += p * a1 + q * a2
-        sums[SECOND * LANES + lane] += p * b1 + q * b2
-    for c in range(2, out.shape[0]):
-        target, a1, a2 = out[c], first[2 + c], second[2 + c]
-        for lane in range(LANES):
-            target[lane] += one[lane] * a1 + two[lane] * a2
-
-
-@inline
-def _weigh_one(line, logit, top, sums, out):
-    """Add the last component of an odd number, or any in d = 1."""
-    dim, inverse, first = out.shape[0], -2.0 * line[1], line[2]
-    second = line[3] if dim > 1 else 0.0
-    for lane in range(LANES):
-        p = exp_weight(logit[lane] - top[lane])
-        sums[lane] += p
-        p *= inverse
-        logit[lane] = p
-        sums[SLOPE * LANES + lane] += p
-        sums[FIRST * LANES + lane] += p * first
-        sums[SECOND * LANES + lane] += p * second
+        u, v = q1 * left[lane] + a1, r1 * right[lane] + b1
+        one[lane] = (c1 - u * u) - v * v
+        u, v = q2 * left[lane] + a2, r2 * right[lane] + b2
+        two[lane] = (c2 - u * u) - v * v
     for c in range(2, dim):
-        target, centre = out[c], line[2 + c]
+        row, a1, a2 = x[c], first[SHIFTS + 2 * c], second[SHIFTS + 2 * c]
         for lane in range(LANES):
-            target[lane] += logit[lane] * centre
+            u, v = q1 * row[lane] + a1, q2 * row[lane] + a2
+            one[lane] -= u * u
+            two[lane] -= v * v
+    for lane in range(LANES):
+        before = -np.inf if fresh else top[lane]
+        high = one[lane] if one[lane] > two[lane] else two[lane]
+        top[lane] = high if high > before else before
 
 
 @inline
-def _isotropic_score_alone(x, alpha, sigma2, a, c, logw, variances, means, out):
-    """The score without divergence, density or component rows; components are taken two at a time, to save traffic."""
-    count, dim = means.shape
-    table = _tabulate(alpha, sigma2, logw, variances, means)
-    # The sums are one array with rows a fixed distance apart: LLVM need not check that they do not overlap.
-    logits, top, sums = np.empty((count, LANES)), np.full(LANES, -np.inf), np.zeros(4 * LANES)
-    paired = count - count % 2 if dim > 1 else 0
-    for k in range(0, paired, 2):
-        _logit_pair(x, table[k], table[k + 1], logits[k], logits[k + 1], top)
-    for k in range(paired, count):
-        _isotropic_logits(x, alpha, -0.5 / table[k, 1], logw[k], means[k], logits[k], top)
-    for i in range(2, dim):
-        target = out[i]
+def _logit_one(x, line, out, top, fresh):
+    """`_logit_pair` for one component."""
+    constant, q, r, a, b = line[CONSTANT], line[SCALE], line[BESIDE], line[SHIFTS], line[SHIFTS + 2]
+    dim = x.shape[0]
+    left, right = x[0], x[min(1, dim - 1)]
+    for lane in range(LANES):
+        u, v = q * left[lane] + a, r * right[lane] + b
+        out[lane] = (constant - u * u) - v * v
+    for c in range(2, dim):
+        row, a = x[c], line[SHIFTS + 2 * c]
         for lane in range(LANES):
-            target[lane] = 0.0
-    for k in range(0, paired, 2):
-        _weigh_pair(table[k], table[k + 1], logits[k], logits[k + 1], top, sums, out)
-    for k in range(paired, count):
-        _weigh_one(table[k], logits[k], top, sums, out)
-    # slope x + scale (sum of weights / variance times means), with the factors in place of the first two sums.
+            u = q * row[lane] + a
+            out[lane] -= u * u
+    for lane in range(LANES):
+        before = -np.inf if fresh else top[lane]
+        top[lane] = out[lane] if out[lane] > before else before
+
+
+@inline
+def _isotropic_logits(x, table, logits, top):
+    """log2(w_k N(x; alpha m_k, v)) + d/2 log2 2 pi of all components, and the largest."""
+    count = table.shape[0]
+    if count == 1:
+        _logit_one(x, table[0], logits[0], top, True)
+        return
+    _logit_pair(x, table[0], table[1], logits[0], logits[1], top, True)
+    for k in range(2, count - 1, 2):
+        _logit_pair(x, table[k], table[k + 1], logits[k], logits[k + 1], top, False)
+    if count % 2 == 1:
+        _logit_one(x, table[count - 1], logits[count - 1], top, False)
+
+
+@inline
+def _so_far(value, fresh):
+    """A sum before this sweep; what is constant here the compiler folds, which saves filling the sums with zeros."""
+    return 0.0 if fresh else value
+
+
+@inline
+def _weigh_four(table, logits, top, sums, out, fresh):
+    """Add four components to the sums, and to ``out`` the coordinates from the third on; their logits become weights."""
+    i1, a1, b1 = table[0, INVERSE], table[0, SHIFTS + 1], table[0, SHIFTS + 3]
+    i2, a2, b2 = table[1, INVERSE], table[1, SHIFTS + 1], table[1, SHIFTS + 3]
+    i3, a3, b3 = table[2, INVERSE], table[2, SHIFTS + 1], table[2, SHIFTS + 3]
+    i4, a4, b4 = table[3, INVERSE], table[3, SHIFTS + 1], table[3, SHIFTS + 3]
+    one, two, three, four = logits[0], logits[1], logits[2], logits[3]
+    for lane in range(LANES):
+        p1, p2 = exp2_weight(one[lane] - top[lane]), exp2_weight(two[lane] - top[lane])
+        p3, p4 = exp2_weight(three[lane] - top[lane]), exp2_weight(four[lane] - top[lane])
+        one[lane], two[lane], three[lane], four[lane] = p1, p2, p3, p4
+        first, second = FIRST * LANES + lane, SECOND * LANES + lane
+        slope = SLOPE * LANES + lane
+        sums[lane] = _so_far(sums[lane], fresh) + ((p1 + p2) + (p3 + p4))
+        sums[slope] = _so_far(sums[slope], fresh) + ((p1 * i1 + p2 * i2) + (p3 * i3 + p4 * i4))
+        sums[first] = _so_far(sums[first], fresh) + ((p1 * a1 + p2 * a2) + (p3 * a3 + p4 * a4))
+        sums[second] = _so_far(sums[second], fresh) + ((p1 * b1 + p2 * b2) + (p3 * b3 + p4 * b4))
+    for c in range(2, out.shape[0]):
+        target, column = out[c], SHIFTS + 2 * c + 1
+        a1, a2, a3, a4 = table[0, column], table[1, column], table[2, column], table[3, column]
+        for lane in range(LANES):
+            here = (one[lane] * a1 + two[lane] * a2) + (three[lane] * a3 + four[lane] * a4)
+            target[lane] = _so_far(target[lane], fresh) + here
+
+
+@inline
+def _weigh_one(line, logit, top, sums, out, fresh):
+    """`_weigh_four` for one component."""
+    inverse, a, b = line[INVERSE], line[SHIFTS + 1], line[SHIFTS + 3]
+    for lane in range(LANES):
+        p = exp2_weight(logit[lane] - top[lane])
+        logit[lane] = p
+        slope, first, second = SLOPE * LANES + lane, FIRST * LANES + lane, SECOND * LANES + lane
+        sums[lane] = _so_far(sums[lane], fresh) + p
+        sums[slope] = _so_far(sums[slope], fresh) + p * inverse
+        sums[first] = _so_far(sums[first], fresh) + p * a
+        sums[second] = _so_far(sums[second], fresh) + p * b
+    for c in range(2, out.shape[0]):
+        target, centre = out[c], line[SHIFTS + 2 * c + 1]
+        for lane in range(LANES):
+            target[lane] = _so_far(target[lane], fresh) + logit[lane] * centre
+
+
+@inline
+def _weigh_all(table, logits, top, sums, out):
+    """The sums over all components."""
+    count = table.shape[0]
+    fours = count - count % 4
+    if fours > 0:
+        _weigh_four(table[:4], logits[:4], top, sums, out, True)
+    else:
+        _weigh_one(table[0], logits[0], top, sums, out, True)
+    for k in range(4, fours, 4):
+        _weigh_four(table[k : k + 4], logits[k : k + 4], top, sums, out, False)
+    for k in range(max(fours, 1), count):
+        _weigh_one(table[k], logits[k], top, sums, out, False)
+
+
+@inline
+def _combine(x, a, c, sums, out):
+    """a x + c s, with s = (sum of weights / variance times (mean - x)) / (sum of weights)."""
+    dim = x.shape[0]
+    left, right = x[0], x[min(1, dim - 1)]
+    one, two = out[0], out[1] if dim > 1 else sums[SECOND * LANES : ROWS * LANES]
     for lane in range(LANES):
         scale = c / sums[lane]
-        sums[lane] = scale
-        sums[SLOPE * LANES + lane] = a - scale * sums[SLOPE * LANES + lane]
-    for i in range(dim):
+        slope = a - scale * sums[SLOPE * LANES + lane]
+        one[lane] = slope * left[lane] + scale * sums[FIRST * LANES + lane]
+        two[lane] = slope * right[lane] + scale * sums[SECOND * LANES + lane]
+        if dim > 2:
+            sums[lane], sums[SLOPE * LANES + lane] = scale, slope
+    for i in range(2, dim):
         source, target = x[i], out[i]
-        if i < 2:
-            for lane in range(LANES):
-                target[lane] = sums[(FIRST + i) * LANES + lane]
         for lane in range(LANES):
             target[lane] = sums[SLOPE * LANES + lane] * source[lane] + sums[lane] * target[lane]
+
+
+@inline
+def _isotropic_row(inverse, weight, unit, scale, excess, fresh):
+    """Weight to responsibility, and its part of the mean of (y' C_k^-1 y - d) / v."""
+    for lane in range(LANES):
+        r = weight[lane] * scale[lane]
+        weight[lane] = r
+        excess[lane] = _so_far(excess[lane], fresh) + (r * inverse) * unit[lane]
 
 
 @kernel(field_signature)
@@ -298,55 +340,39 @@ def isotropic_score(x, row, params, out):
     logw, _, variances, means = isotropic_parts(params)
     count, dim = means.shape
     extra = out.shape[0] - dim
+    table = _tabulate(alpha, sigma2, logw, variances, means)
+    work = np.empty((count + 1 + ROWS) * LANES)
+    logits, top = work[: count * LANES].reshape(count, LANES), work[count * LANES : (count + 1) * LANES]
+    sums = work[(count + 1) * LANES :]
+    _isotropic_logits(x, table, logits, top)
     if extra == 0:
-        _isotropic_score_alone(x, alpha, sigma2, a, c, logw, variances, means, out)
+        _weigh_all(table, logits, top, sums, out)
+        _combine(x, a, c, sums, out)
         return
-    logits, constants = np.empty((count, LANES)), np.empty(count)
-    top, total, excess = np.full(LANES, -np.inf), np.empty(LANES), np.zeros(LANES)
-    for k in range(count):
-        v = alpha * alpha * variances[k] + sigma2
-        constants[k] = _isotropic_logits(x, alpha, v, logw[k], means[k], logits[k], top)
-    unit = np.empty((count if extra > 0 else 0, LANES))
-    if extra > 0:
-        _squares(logits, constants, dim, unit)
-    _soften(logits, top, total)
+    unit = np.empty((count, LANES))
+    _squares(logits, table[:, CONSTANT], dim, unit)
+    _weigh_all(table, logits, top, sums, out)
+    total, excess = sums[:LANES], np.empty(LANES)
     if extra > 1:
         log_density(top, total, dim, out[dim + 1])
-    _normalise(logits, total)
+    for lane in range(LANES):
+        top[lane] = 1.0 / total[lane]
+    for k in range(count):
+        _isotropic_row(table[k, INVERSE], logits[k], unit[k], top, excess, k == 0)
     if extra > 2:
         _component_rows(logits, unit, logw, dim, out)
-    for i in range(dim):
-        target = out[i]
-        for lane in range(LANES):
-            target[lane] = 0.0
-    for k in range(count):
-        inverse = 1.0 / (alpha * alpha * variances[k] + sigma2)
-        weight = logits[k]
-        for lane in range(LANES):
-            weight[lane] *= inverse
-        for i in range(dim):
-            source, target, centre = x[i], out[i], alpha * means[k, i]
-            for lane in range(LANES):
-                target[lane] += weight[lane] * (centre - source[lane])
-        if extra > 0:
-            u = unit[k]
-            for lane in range(LANES):
-                excess[lane] += weight[lane] * u[lane]
-    # excess: |g_k|^2 - d / v_k = (y' C_k^-1 y - d) / v_k, and the factor 1 / v_k is in the weights.
+    _combine(x, 0.0, 1.0, sums, out)
+    # excess: |g_k|^2 - d / v_k = (y' C_k^-1 y - d) / v_k
     finish(x, a, c, excess, extra, out)
 
 
 @kernel(field_signature)
 def isotropic_density(x, row, params, out):
     """log p_t and H(r) for a mixture of isotropic Gaussians."""
-    alpha, sigma2 = row[0], row[1]
     logw, _, variances, means = isotropic_parts(params)
     count, dim = means.shape
-    logits = np.empty((count, LANES))
-    top = np.full(LANES, -np.inf)
-    for k in range(count):
-        v = alpha * alpha * variances[k] + sigma2
-        _isotropic_logits(x, alpha, v, logw[k], means[k], logits[k], top)
+    logits, top = np.empty((count, LANES)), np.empty(LANES)
+    _isotropic_logits(x, _tabulate(row[0], row[1], logw, variances, means), logits, top)
     _log_sum(logits, top, dim, out)
 
 
@@ -358,15 +384,15 @@ def _log_sum(logits, top, dim, out):
         row = logits[k]
         for lane in range(LANES):
             gap = row[lane] - top[lane]
-            value = exp_weight(gap)
+            value = exp2_weight(gap)
             total[lane] += value
             moment[lane] += value * (gap if gap > -800.0 else 0.0)
     density, entropy = out[0], out[1]
     constant = 0.5 * dim * np.log(2.0 * np.pi)
     for lane in range(LANES):
         log_total = log(total[lane])
-        density[lane] = top[lane] + log_total - constant
-        entropy[lane] = log_total - moment[lane] / total[lane]
+        density[lane] = LN2 * top[lane] + log_total - constant
+        entropy[lane] = log_total - LN2 * moment[lane] / total[lane]
 
 
 @kernel(field_signature)

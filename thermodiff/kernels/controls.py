@@ -11,6 +11,7 @@ import numba
 import numpy as np
 from numba import types
 
+from thermodiff.kernels.elementary import from_bits, to_bits
 from thermodiff.kernels.jit import FLAGS, inline, kernel, matrix, subroutine, vector
 
 SLICE = 256
@@ -51,16 +52,19 @@ def _dots(a0, a1, a2, a3, b0, b1, size, out, i, j):
 @numba.njit(**_SUMMING)
 def _largest_squares(a0, a1, a2, a3, size, out, i):
     """Raise ``out[i : i + 4]`` to the largest squares in four rows."""
-    m0, m1, m2, m3 = 0.0, 0.0, 0.0, 0.0
+    m0, m1, m2, m3 = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
     for n in range(size):
-        m0 = max(m0, a0[n] * a0[n])
-        m1 = max(m1, a1[n] * a1[n])
-        m2 = max(m2, a2[n] * a2[n])
-        m3 = max(m3, a3[n] * a3[n])
-    out[i] = max(out[i], m0)
-    out[i + 1] = max(out[i + 1], m1)
-    out[i + 2] = max(out[i + 2], m2)
-    out[i + 3] = max(out[i + 3], m3)
+        # Floats that are not negative are in the order of their bits, and LLVM vectorises the maximum of integers.
+        v0, v1 = np.int64(to_bits(a0[n] * a0[n])), np.int64(to_bits(a1[n] * a1[n]))
+        v2, v3 = np.int64(to_bits(a2[n] * a2[n])), np.int64(to_bits(a3[n] * a3[n]))
+        m0 = v0 if v0 > m0 else m0
+        m1 = v1 if v1 > m1 else m1
+        m2 = v2 if v2 > m2 else m2
+        m3 = v3 if v3 > m3 else m3
+    out[i] = max(out[i], from_bits(np.uint64(m0)))
+    out[i + 1] = max(out[i + 1], from_bits(np.uint64(m1)))
+    out[i + 2] = max(out[i + 2], from_bits(np.uint64(m2)))
+    out[i + 3] = max(out[i + 3], from_bits(np.uint64(m3)))
 
 
 @numba.njit(**_SUMMING)

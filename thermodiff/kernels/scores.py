@@ -325,12 +325,13 @@ def _combine(x, a, c, sums, out):
 
 
 @inline
-def _isotropic_row(inverse, weight, unit, scale, excess, fresh):
-    """Weight to responsibility, and its part of the mean of (y' C_k^-1 y - d) / v."""
+def _isotropic_rows(inverse, share, weight, unit, scale, excess, first, second, fresh):
+    """The two rows of a component, see `_component_rows`, and its part of the mean of (y' C_k^-1 y - d) / v."""
     for lane in range(LANES):
         r = weight[lane] * scale[lane]
-        weight[lane] = r
-        excess[lane] = _so_far(excess[lane], fresh) + (r * inverse) * unit[lane]
+        moment = r * unit[lane]
+        first[lane], second[lane] = r - share, moment
+        excess[lane] = _so_far(excess[lane], fresh) + inverse * moment
 
 
 @kernel(field_signature)
@@ -349,18 +350,17 @@ def isotropic_score(x, row, params, out):
         _weigh_all(table, logits, top, sums, out)
         _combine(x, a, c, sums, out)
         return
-    unit = np.empty((count, LANES))
+    unit, total, excess = np.empty((count + 2, LANES)), sums[:LANES], np.empty(LANES)
     _squares(logits, table[:, CONSTANT], dim, unit)
     _weigh_all(table, logits, top, sums, out)
-    total, excess = sums[:LANES], np.empty(LANES)
     if extra > 1:
         log_density(top, total, dim, out[dim + 1])
     for lane in range(LANES):
         top[lane] = 1.0 / total[lane]
     for k in range(count):
-        _isotropic_row(table[k, INVERSE], logits[k], unit[k], top, excess, k == 0)
-    if extra > 2:
-        _component_rows(logits, unit, logw, dim, out)
+        # Without room for them the rows go where nobody reads them.
+        first, second = (out[dim + 2 + 2 * k], out[dim + 3 + 2 * k]) if extra > 2 else (unit[count], unit[count + 1])
+        _isotropic_rows(table[k, INVERSE], np.exp(logw[k]), logits[k], unit[k], top, excess, first, second, k == 0)
     _combine(x, 0.0, 1.0, sums, out)
     # excess: |g_k|^2 - d / v_k = (y' C_k^-1 y - d) / v_k
     finish(x, a, c, excess, extra, out)

@@ -19,7 +19,7 @@ def record(run: transport.Run) -> dict:
 
 @pytest.fixture
 def done(tmp_path):
-    store = Store(tmp_path / "runs", transport.settings())
+    store = Store(tmp_path / "runs", transport.settings(plain=False))
     for run in transport.runs((3,), ("VP", "SL"), (50, 100), 2):
         store.save(run.name, record(run))
     return tmp_path
@@ -32,6 +32,7 @@ def options(out, **changed) -> dict:
         "steps": (50, 100),
         "seeds": 2,
         "workers": 1,
+        "plain": False,
         "out": out,
         "quiet": False,
     }
@@ -50,6 +51,11 @@ def test_a_finished_experiment_is_shown_and_written(done, capsys) -> None:
     shown = capsys.readouterr().out
     assert "1.005 ± " in shown
     assert "1.17" in shown
+
+
+def test_runs_of_the_other_network_are_not_mixed_in(done) -> None:
+    with pytest.raises(ValueError, match=r"other settings \(.*network.*\); choose another folder"):
+        experiment.run_transport(**options(done, plain=True))
 
 
 @pytest.mark.parametrize(

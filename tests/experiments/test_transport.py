@@ -21,8 +21,8 @@ def test_runs_are_all_combinations_with_short_ones_first() -> None:
     assert len({run.name for run in todo}) == 24
 
 
-def test_a_short_training_is_accounted_against_the_known_total() -> None:
-    record = transport.measure(Run(3, "VP", 60, 0))
+def test_a_short_training_is_accounted_against_the_known_total(tmp_path) -> None:
+    record = transport.measure(Run(3, "VP", 60, 0), Store(tmp_path, transport.settings(plain=False)))
     exact = td.account(td.Diffusion(td.paper_mixture(3), td.VP()), rng=0).total("total")
     assert abs(record["total"]["value"] - exact.value) < 4.0 * np.hypot(record["total"]["error"], exact.error)
     # The mean of |e - b|^2 / 2 is the mismatch: S_NN is within 2 sqrt(S_tot mismatch) + mismatch of S_tot.
@@ -32,12 +32,30 @@ def test_a_short_training_is_accounted_against_the_known_total() -> None:
 
 
 def test_what_is_on_disk_is_not_done_again(tmp_path, monkeypatch) -> None:
-    store = Store(tmp_path, transport.settings())
+    store = Store(tmp_path, transport.settings(plain=False))
     todo = transport.runs((3,), ("VP",), (50,), 2)
     for run in todo:
         store.save(run.name, {**RECORD, "seed": run.seed})
     monkeypatch.setattr(transport, "ProcessPoolExecutor", None)
     assert [record["seed"] for record in transport.carry_out(todo, store, 1)] == [0, 1]
+
+
+def test_one_process_makes_all_lengths_of_a_plain_training() -> None:
+    todo = transport.runs((3,), ("VP", "SL"), (5, 3), 2)
+    parts = transport._shared_out(todo, plain=True)
+    assert len(parts) == 4
+    assert all([run.steps for run in part] == [3, 5] and len({run.name for run in part}) == 2 for part in parts)
+    assert transport._shared_out(todo, plain=False) == [[run] for run in todo]
+
+
+def test_a_plain_training_goes_on_from_one_length_to_the_next(tmp_path) -> None:
+    store = Store(tmp_path / "runs", {**transport.settings(plain=True), "samples": 100})
+    todo = transport.runs((3,), ("VP",), (4, 8), 1)
+    records = list(transport.carry_out(todo, store, 1, plain=True))
+    assert [record["steps"] for record in records] == [4, 8]
+    whole = Store(tmp_path / "whole" / "runs", store.settings)
+    assert transport.measure(todo[1], whole)["neural"] == records[1]["neural"]
+    assert records[0]["neural"] != records[1]["neural"]
 
 
 def test_a_curve_is_the_mean_over_seeds_with_its_error() -> None:

@@ -38,6 +38,13 @@ def test_rates_rise_and_fall():
     assert 0.0 < rates[-1] < 1e-5
 
 
+def test_without_decay_the_rate_stays_whatever_the_length():
+    short, long = (Optimiser(linear(), 0.4, 0.9, steps, decay=False) for steps in (20, 2000))
+    rates = [long.rate(step) for step in range(1, 2001)]
+    assert rates[:20] == [short.rate(step) for step in range(1, 21)]
+    assert rates[99:] == [0.4] * 1901
+
+
 def test_long_gradients_are_cut_to_three_times_the_usual():
     net = linear()
     optimiser = Optimiser(net, 1e-9, 0.0, 100)

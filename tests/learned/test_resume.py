@@ -107,6 +107,20 @@ def test_a_finished_training_is_not_repeated(tmp_path):
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
 
 
+def test_a_training_without_decay_can_be_made_longer_but_not_shorter(tmp_path):
+    def longer(steps, path):
+        net = ControlMLP(2, width=8, rng=0)
+        return train(
+            net, DATA, VP(), steps=steps, batch=8, rng=0, lam=(-5.0, 5.0), decay=False, checkpoint=path, every=5
+        ).state_dict()  # fmt: skip
+
+    whole, first, second = longer(12, tmp_path / "whole"), longer(7, tmp_path / "part"), longer(12, tmp_path / "part")
+    assert all(torch.equal(value, second[name]) for name, value in whole.items())
+    assert any(not torch.equal(value, second[name]) for name, value in first.items())
+    with pytest.raises(ValueError, match=r"has made 12 steps, more than steps=7; ask for more"):
+        longer(7, tmp_path / "part")
+
+
 def test_without_rng_the_key_of_the_state_goes_on(tmp_path):
     losses = []
     with pytest.raises(Stop):

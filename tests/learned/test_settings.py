@@ -24,6 +24,7 @@ def settings(**changes):
     usual = {
         "steps": 10, "batch": 4, "lr": 1e-3, "ema": 0.9, "lam": None, "likelihood": True, "times": "lam",
         "predicts": "entropy", "precision": "float32",
+        "decay": True,
     }  # fmt: skip
     return Settings(**{**usual, **changes})
 

@@ -30,6 +30,7 @@ def run_transport(
     steps: Sequence[int],
     seeds: int,
     workers: int | None,
+    plain: bool,
     out: Path,
     quiet: bool,
 ) -> list[transport.Point]:
@@ -45,17 +46,17 @@ def run_transport(
     count("--seeds", seeds)
     require_torch()
     todo = transport.runs(dims, schedules, steps, seeds)
-    store = Store(out / "runs", transport.settings())
+    store = Store(out / "runs", transport.settings(plain))
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     records = []
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("trainings", total=len(todo))
-        for record in transport.carry_out(todo, store, workers or cores()):
+        for record in transport.carry_out(todo, store, workers or cores(), plain):
             records.append(record)
             bar.advance(task)
     points = transport.curve(records)
-    written = _write(out, points, records)
+    written = _write(out, store.settings, points, records)
     if not quiet:
         _show(Console(width=None if sys.stdout.isatty() else 110), points, written)
     return points
@@ -71,14 +72,16 @@ def require_torch() -> None:
         ) from None
 
 
-def _write(out: Path, points: Sequence[transport.Point], records: Sequence[dict[str, Any]]) -> list[Path]:
+def _write(
+    out: Path, settings: dict[str, Any], points: Sequence[transport.Point], records: Sequence[dict[str, Any]]
+) -> list[Path]:
     published = [
         {"schedule": schedule, "dim": dim, "epochs": list(transport.EPOCHS), "neural": list(values)}
         for (schedule, dim), values in transport.PUBLISHED.items()
     ]
     found = {
         "machine": machine.describe(),
-        "settings": transport.settings(),
+        "settings": settings,
         "training seconds in all": round(sum(record["training seconds"] for record in records), 1),
         "points": [point._asdict() for point in points],
         "published": published,

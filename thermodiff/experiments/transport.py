@@ -1,16 +1,19 @@
 """Neural entropy against training on Gaussian mixtures, where the total is known: the published transport experiment.
 
 Premkumar (2409.03817) trains one network on mixtures in D = 3, 6, 9 for VP, VPx (VP with scale 0.1) and SL (StraightLine
-with scale 0.1), and follows S_NN as it rises to S_tot.  Here the small network with output preconditioning and
-importance-sampled times is trained afresh for each length of training, from each of several seeds.
+with scale 0.1), and follows S_NN as it rises to S_tot.  Here this is done in two ways:
+
+- the small network with output preconditioning and importance-sampled times, trained afresh for each length of training;
+- the published network ("plain"), unweighted loss, uniform times and constant rate; one training passes all lengths.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, wait
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,8 +30,7 @@ STEPS = (50, 100, 200, 400, 800, 1600)
 SEEDS = 4
 TRAINING_SET = 8192
 """Draws from the mixture that the network is trained on, as published."""
-BATCH = 1024
-NODES, SAMPLES = 64, 10_000
+NODES = 64
 
 EPOCHS = (5, 10, 20, 30, 40, 80, 120, 160, 200)
 STEPS_PER_EPOCH = 256
@@ -44,6 +46,9 @@ PUBLISHED = {
     ("SL", 9): (45, 122, 209, 267, 321, 548, 700, 804, 873),
 }
 """S_NN after `EPOCHS`, mean of four seeds, read off the published figure (VPx and SL to 3 nats, VP to 0.03)."""
+PLAIN_STEPS = tuple(STEPS_PER_EPOCH * epoch for epoch in EPOCHS)
+EVERY = 256
+"""Steps of the plain network from one saved state to the next."""
 
 
 class Run(NamedTuple):
@@ -65,29 +70,60 @@ def runs(dims: Sequence[int], schedules: Sequence[str], steps: Sequence[int], se
     return [Run(d, s, n, k) for n in sorted(steps) for d in dims for s in schedules for k in range(seeds)]
 
 
-def settings() -> dict[str, Any]:
-    """What all runs share."""
-    return {"network": "ControlMLP", "training set": TRAINING_SET, "batch": BATCH, "nodes": NODES, "samples": SAMPLES}
+def settings(plain: bool) -> dict[str, Any]:
+    """What all runs share; a batch of the plain network is as large as the published 32 points with 10 draws each."""
+    shared = {"training set": TRAINING_SET, "nodes": NODES}
+    if plain:
+        return {"network": "EntropyMLP", "batch": 320, "samples": 2500, "rate": "constant", "times": "uniform", **shared}
+    return {"network": "ControlMLP", "batch": 1024, "samples": 10_000, **shared}
 
 
-def measure(run: Run) -> dict[str, Any]:
+def _train(run: Run, noise: Schedule, points: Samples, options: dict[str, Any], folder: Path) -> Any:
+    from thermodiff.learned import ControlMLP, EntropyMLP, train
+
+    common = {"steps": run.steps, "batch": options["batch"], "rng": run.seed, "progress": False}
+    if options["network"] == "ControlMLP":
+        return train(ControlMLP(run.dim, rng=run.seed), points, noise, **common)
+    # One training of all lengths: it goes on where the run before this one left it.
+    path = folder / "networks" / f"D={run.dim}-{run.schedule}-seed={run.seed}"
+    return train(
+        EntropyMLP(run.dim, rng=run.seed), points, noise, ema=0.0, decay=False, times="uniform", likelihood=False,
+        checkpoint=path, every=EVERY, **common,
+    )  # fmt: skip
+
+
+def measure(run: Run, store: Store) -> dict[str, Any]:
     """Train and account; S_NN and the rest in nats, with standard errors."""
-    from thermodiff.learned import ControlMLP, LearnedDiffusion, torch_threads, train
+    from thermodiff.learned import LearnedDiffusion, torch_threads
 
-    law, noise = paper_mixture(run.dim), SCHEDULES[run.schedule]
+    law, noise, options = paper_mixture(run.dim), SCHEDULES[run.schedule], store.settings
     points = Samples(law.sample(TRAINING_SET, rng=np.random.default_rng([run.dim, run.seed])))
     begin = time.perf_counter()
     with torch_threads(1):
-        net = ControlMLP(run.dim, rng=run.seed)
-        train(net, points, noise, steps=run.steps, batch=BATCH, rng=run.seed, progress=False)
+        net = _train(run, noise, points, options, store.folder.parent)
         trained = time.perf_counter() - begin
-        ledger = account(LearnedDiffusion(net, law, noise), nodes=NODES, samples=SAMPLES, rng=run.seed, progress=False)
+        model = LearnedDiffusion(net, law, noise)
+        ledger = account(model, nodes=NODES, samples=options["samples"], rng=run.seed, progress=False)
     rows = {row: ledger.total(row).to_dict() for row in ("neural", "total", "mismatch", "kl_bound", "neural - total")}
     return {**run._asdict(), **rows, "window": list(ledger.window), "training seconds": round(trained, 2)}
 
 
-def carry_out(todo: Sequence[Run], store: Store, workers: int) -> Iterator[dict[str, Any]]:
-    """Records of all runs, those on disk first; each new one is written as soon as it is there."""
+def _measure_all(todo: Sequence[Run], store: Store) -> None:
+    """Records of runs, in this order, each written as soon as it is there."""
+    for run in todo:
+        store.save(run.name, measure(run, store))
+
+
+def _shared_out(missing: Sequence[Run], plain: bool) -> list[list[Run]]:
+    """What one process does after the other: single runs; of the plain network all lengths of a training."""
+    if not plain:
+        return [[run] for run in missing]
+    keys = dict.fromkeys((run.dim, run.schedule, run.seed) for run in missing)
+    return [[run for run in missing if (run.dim, run.schedule, run.seed) == key] for key in keys]
+
+
+def carry_out(todo: Sequence[Run], store: Store, workers: int, plain: bool = False) -> Iterator[dict[str, Any]]:
+    """Records of all runs, those on disk first; each new one is on disk before it is given."""
     missing = []
     for run in todo:
         record = store.load(run.name)
@@ -98,12 +134,19 @@ def carry_out(todo: Sequence[Run], store: Store, workers: int) -> Iterator[dict[
     if not missing:
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(measure, run): run for run in missing}
+        futures = {pool.submit(_measure_all, part, store) for part in _shared_out(missing, plain)}
         try:
-            for future in as_completed(futures):
-                record = future.result()
-                store.save(futures[future].name, record)
-                yield record
+            while missing:
+                done, futures = wait(futures, timeout=1.0, return_when="FIRST_EXCEPTION")
+                for future in done:
+                    future.result()
+                for run in list(missing):
+                    record = store.load(run.name)
+                    if record is not None:
+                        missing.remove(run)
+                        yield record
+                if missing and not futures:
+                    raise RuntimeError(f"records vanished from {store.folder} during the experiment; start it again.")
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -137,7 +180,7 @@ def curve(records: Sequence[dict[str, Any]]) -> list[Point]:
         points.append(
             Point(
                 schedule, dim, steps, neural.size, float(neural.mean()), error,
-                account(total, nodes=NODES, samples=SAMPLES, rng=0, progress=False).total("total").value,
+                account(total, nodes=NODES, rng=0, progress=False).total("total").value,
                 float(np.mean([record["mismatch"]["value"] for record in group])),
             )
         )  # fmt: skip

@@ -25,17 +25,19 @@ class Optimiser:
         Decay per step of the average of the weights.
     steps : int
         Length of the training.
+    decay : bool
+        Whether the rate falls; otherwise it stays, and the training can be made longer.
     """
 
-    def __init__(self, net: nn.Module, lr: float, ema: float, steps: int) -> None:
+    def __init__(self, net: nn.Module, lr: float, ema: float, steps: int, decay: bool = True) -> None:
         self._weights: list[torch.Tensor] = [weight for weight in net.parameters() if weight.requires_grad]
         if not self._weights:
             raise ValueError(f"{type(net).__name__} has no weights to train.")
         self._average = [weight.detach().clone() for weight in self._weights]
         # The memory of squared gradients is short: their size changes much during a training of some thousand steps.
         self._adam = torch.optim.Adam(self._weights, lr=lr, betas=(0.9, 0.99), fused=True)
-        self._lr, self._ema, self._steps = lr, ema, steps
-        self._warm_up = max(1, min(_WARM_UP, steps // 10))
+        self._lr, self._ema, self._steps, self._decay = lr, ema, steps, decay
+        self._warm_up = max(1, min(_WARM_UP, steps // 10)) if decay else _WARM_UP
         self._norm: torch.Tensor | None = None
 
     def step(self, loss: torch.Tensor, step: int) -> None:
@@ -60,7 +62,7 @@ class Optimiser:
     def rate(self, step: int) -> float:
         """Learning rate of step number ``step``."""
         cosine = 0.5 * (1.0 + math.cos(math.pi * (step - 1) / self._steps))
-        return self._lr * min(1.0, step / self._warm_up) * cosine
+        return self._lr * min(1.0, step / self._warm_up) * (cosine if self._decay else 1.0)
 
     def state(self) -> dict[str, torch.Tensor]:
         """All that the next step depends on, beside the weights: tensors by name."""

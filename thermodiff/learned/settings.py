@@ -34,6 +34,7 @@ class Settings:
     times: str
     predicts: str
     precision: str
+    decay: bool
 
     def __post_init__(self) -> None:
         count("steps", self.steps)
@@ -58,8 +59,11 @@ class Settings:
 
     def record(self, net: nn.Module, source: Source, noise: Schedule) -> dict[str, Any]:
         """All that decides the course of the training but the key of its draws, as JSON values."""
+        own = asdict(self)
+        if not self.decay:
+            own["steps"] = None  # The first steps of a longer training are the same.
         return {
-            **asdict(self),
+            **own,
             "noise": noise.to_dict(),
             "network": type(net).__name__,
             "arguments": getattr(net, "arguments", None),

@@ -39,6 +39,7 @@ def train(
     steps: int = 2000,
     batch: int = 1024,
     lr: float | None = None,
+    decay: bool = True,
     ema: float = 0.998,
     rng: Any = None,
     lam: tuple[float, float] | None = None,
@@ -69,8 +70,10 @@ def train(
     steps, batch : int
         Number of updates, and samples for each, over all processes.
     lr : float, optional
-        Highest learning rate; rises over the first 100 steps and falls to zero as a cosine.  Default: the
-        ``learning_rate`` of the network, or 2e-4.
+        Highest learning rate; rises over the first 100 steps.  Default: the ``learning_rate`` of the network, or 2e-4.
+    decay : bool
+        Whether the rate falls to zero as a cosine; otherwise it stays, and the same call with more ``steps`` goes on
+        from a training that was saved with ``every``.
     ema : float
         Decay per step of the average of the weights that is returned.
     rng : int, SeedSequence, Generator or None
@@ -127,7 +130,7 @@ def train(
     every = None if every is None else count("every", every)
     rate: float = getattr(net, "learning_rate", 2e-4) if lr is None else lr
     kind: str = predicts or getattr(net, "predicts", "entropy")
-    settings = Settings(steps, batch, rate, ema, lam, likelihood, times, kind, precision)
+    settings = Settings(steps, batch, rate, ema, lam, likelihood, times, kind, precision, decay)
     source = Source(data)
     check_fit(net, source)
     rows = settings.rows(source, noise)
@@ -147,11 +150,15 @@ def train(
             rank=group.rank, ranks=group.count, unlabelled=getattr(net, "classes", None),
         )  # fmt: skip
         caller = Caller(net.train(), group, place, precision, compile, words)
-        optimiser = Optimiser(net, rate, ema, steps)  # after the weights of all processes have been made equal
+        optimiser = Optimiser(net, rate, ema, steps, decay)  # after the weights of all processes have been made equal
         state, done = None, 0
         if every is not None and checkpoint is not None:
             state = State(checkpoint, {**settings.record(net, source, noise), "key": words.tolist()}, every)
             done = state.load(net, optimiser)
+            if done > steps:
+                raise ValueError(
+                    f"{state.file} has made {done} steps, more than steps={steps}; ask for more, or save elsewhere."
+                )
         with Report(steps, done, optimiser.rate, place, group, progress, metrics) as report, caller.own_randomness():
             for step in range(done + 1, steps + 1):
                 x0, z, row, weights, labels = stream(step - 1)

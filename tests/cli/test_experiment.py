@@ -106,9 +106,9 @@ def test_a_storage_experiment_is_shown_written_and_kept(tmp_path, capsys, monkey
         point.values["held-out"].to_dict() for point in results.points
     ]
     assert set(written["slopes"]["2"]) == {
-        "held-out", "training", "denoising held-out", "denoising training", "paper held-out", "paper training",
+        "held-out", "training", "denoising held-out", "denoising training", "paper held-out",
     }  # fmt: skip
-    assert len(written["measurements"]) == 8
+    assert len(written["measurements"]) == 6
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
     assert pictures == ["N=20-steps=2-seed=0.png", "N=40-steps=2-seed=0.png", "storage.png"]
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
@@ -121,7 +121,7 @@ def test_a_storage_experiment_is_shown_written_and_kept(tmp_path, capsys, monkey
 def test_one_grid_alone_leaves_the_other_out(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(storage, "TIMES", storage.TIMES[::100])
     results = store_some(tmp_path, sizes=[20], grids=["paper"])
-    assert set(results.points[0].values) == {"paper held-out", "paper training"}
+    assert set(results.points[0].values) == {"paper held-out"}
     assert results.slopes == {2: {}}
     assert str(results.points[0].values["paper held-out"]) in capsys.readouterr().out
 

@@ -407,7 +407,7 @@ def storage(
         sizes=n or None,
         steps=steps or STEPS,
         seeds=seeds,
-        grids=grid or GRIDS,
+        grids=grid or list(GRIDS),
         lr=lr,
         threads=threads,
         out=out,

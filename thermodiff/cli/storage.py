@@ -29,7 +29,6 @@ ROWS = {
     "denoising held-out": ("lam", "held-out", "denoising"),
     "denoising training": ("lam", "training", "denoising"),
     "paper held-out": ("paper", "held-out", "neural"),
-    "paper training": ("paper", "training", "neural"),
 }
 """Columns of results: grid, images and row of the records."""
 

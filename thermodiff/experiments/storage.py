@@ -1,11 +1,10 @@
 """Neural entropy against the size of the training set, on images: the published storage experiment.
 
 Premkumar (2409.03817) trains one U-Net on N images and finds that S_NN, on images held out, grows by a nearly constant
-amount for each e-fold of N.  Here all N get equal numbers of optimiser steps, and S_NN is measured on held-out and on
-training images in two ways:
+amount for each e-fold of N.  Here all N get equal numbers of optimiser steps, and S_NN is measured in two ways:
 
-- "lam": Gauss-Legendre nodes in log-SNR up to a stated lam_max;
-- "paper": 500 times uniform in [1e-5, 1], the first dropped, by the trapezoidal rule, as published.
+- "lam": Gauss-Legendre nodes in log-SNR up to a stated lam_max, on held-out and on training images;
+- "paper": 500 times uniform in [1e-5, 1], the first dropped, by the trapezoidal rule, on held-out images, as published.
 
 The first of the times that are kept lies at lam = 8.36, which is also the default of lam_max: both are then integrals over
 the same window, and differ by the error of the published rule alone.  Entropies depend on the range of the data; grey
@@ -41,7 +40,8 @@ FloatArray = npt.NDArray[np.float64]
 
 SIZES = (100, 1000, 9000)
 STEPS = (2500, 20_000)
-GRIDS, PARTS = ("lam", "paper"), ("held-out", "training")
+GRIDS = {"lam": ("held-out", "training"), "paper": ("held-out",)}
+"""Ways to integrate, and the images on which each is done."""
 NOISE = VP()
 SPAN = (0.0, 1.0)
 BATCH = 32
@@ -181,7 +181,7 @@ class Experiment:
         """Records of all measurements; what is on disk is not done again, and each new one is written at once."""
         store, bar = self.store, None if self.progress else False
         for run in todo:
-            names = {(grid, part): f"{run.name}-{grid}-{part}" for grid in grids for part in PARTS}
+            names = {(grid, part): f"{run.name}-{grid}-{part}" for grid in grids for part in GRIDS[grid]}
             found = {place: store.load(name) for place, name in names.items()}
             if self.sheet(run).exists() and all(found.values()):
                 yield from (record for record in found.values() if record is not None)

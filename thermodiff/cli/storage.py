@@ -75,7 +75,7 @@ def run_storage(
     for number in steps:
         count("--steps", number)
     for grid in grids:
-        choice("--grid", grid, storage.GRIDS)
+        choice("--grid", grid, tuple(storage.GRIDS))
     above("--lam-max", budget.lam_max, budget.window[0], "the window begins there")
     if lr is not None:
         above("--lr", lr, 0.0, "nothing would be learned")

@@ -159,7 +159,7 @@ def account(
     node_lam, weights = gauss_legendre(*window, nodes)
     row = source.noise.at(node_lam)
     with np.errstate(over="ignore", invalid="ignore"):  # integrands that overflow are refused where they are averaged
-        scalars = _scalars(source, row)
+        scalars = node_scalars(source, row)
         plan = moments.plan(source.products(divergence), scalars, samples)
     together = max(1, min(8, SAMPLES_PER_TASK // samples)) if source.concurrent else 1
     tasks = [slice(first, min(first + together, nodes)) for first in range(0, nodes, together)]
@@ -194,7 +194,8 @@ def account(
     return ledger
 
 
-def _scalars(source: Source, row: Row) -> Scalars:
+def node_scalars(source: Source, row: Row) -> Scalars:
+    """What the rows of `moments` need to know of the nodes."""
     alpha, sigma, moment = np.asarray(row.alpha), np.asarray(row.sigma), source.second_moment
     return Scalars(
         sigma=sigma,

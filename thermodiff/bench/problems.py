@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 from thermodiff._check import seed_words
 from thermodiff.accounting import Estimate
+from thermodiff.accounting.measure import node_scalars
+from thermodiff.accounting.moments import Plan, plan
 from thermodiff.accounting.nodes import gauss_legendre
 from thermodiff.densities import GaussianMixture, paper_mixture
 from thermodiff.diffusion import Diffusion, oracle
@@ -230,6 +232,22 @@ class Entropy:
         lam, weights = gauss_legendre(*self.system.window(), self.nodes)
         row = self.system.noise.at(lam)
         return weights, row.alpha, row.sigma, 2.0 * row.growth
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Values and control variates of `td.account` as rows of a table."""
+        lam, _ = gauss_legendre(*self.system.window(), self.nodes)
+        scalars = node_scalars(self.system, self.system.noise.at(lam))
+        return plan(self.system.products(), scalars, self.samples)
+
+    @cached_property
+    def table(self) -> tuple[FloatArray, FloatArray]:
+        """The linear rows of the table as matrices (nodes, rows, products), and their constants (nodes, rows)."""
+        columns, factors = self.plan.columns, self.plan.factors
+        terms = np.zeros((*factors.shape[:2], len(self.system.products())))
+        for r, k in zip(*np.nonzero(columns >= 0), strict=True):
+            terms[:, r, columns[r, k]] += factors[:, r, k]
+        return terms, factors[:, :, -1]
 
     @cached_property
     def truth(self) -> Estimate:

@@ -218,6 +218,7 @@ WORKS: tuple[Work, ...] = (
         },
         (
             Way("thermodiff", 2, ours.entropy),
+            _rival("JAX, same control variates", "jax_", "entropy_reduced", goal=8.0),
             _rival("JAX, plain averages", "jax_", "entropy", goal=8.0),
             _rival("NumPy, plain averages", "numpy_", "entropy", 1),
         ),

@@ -166,28 +166,74 @@ def _fit(samples, sizes, limits, second, peaks, right):
             right[i, r] *= scale[i]
 
 
+@inline
+def _add_linear(columns, factors, times, gains):
+    """Add a linear table row ``times`` over to ``gains``, the factors of the given rows with a constant at the end."""
+    gains[-1] += times * factors[TERMS]
+    if columns[0] >= 0:
+        for k in range(TERMS):
+            gains[columns[k]] += times * factors[k]
+
+
+@inline
+def _gains(columns, factors, products, value, coefficients, gains, times):
+    """A value less the controls, as ``gains`` on the given rows and ``times`` on the products of `_fill`."""
+    gains[:] = 0.0
+    times[:] = 0.0
+    _add_linear(columns[value], factors[value], 1.0, gains)
+    for i in range(coefficients.size):
+        _add_linear(columns[1 + i], factors[1 + i], -coefficients[i], gains)
+    for p in range(products.shape[0]):
+        row = products[p, 0]
+        if row == value or row <= coefficients.size:
+            times[p] = 1.0 if row == value else -coefficients[row - 1]
+            _add_linear(columns[products[p, 3]], factors[products[p, 3]], times[p], gains)
+
+
+@inline
+def _combine(given, first, size, gains, target):
+    """The sum of the given rows by ``gains``; those without are not looked at, which may hold nan."""
+    constant, used, count = gains[-1], np.empty(gains.size + 1, np.int64), 0
+    for n in range(size):
+        target[n] = constant
+    for g in range(gains.size - 1):
+        if gains[g] != 0.0:
+            used[count] = g
+            count += 1
+    for k in range(0, count, 3):
+        one = used[k]
+        two, three = (used[k + 1] if k + 1 < count else one), (used[k + 2] if k + 2 < count else one)
+        f0, f1, f2 = gains[one], (gains[two] if k + 1 < count else 0.0), (gains[three] if k + 2 < count else 0.0)
+        u, v, w = given[one, first : first + size], given[two, first : first + size], given[three, first : first + size]
+        for n in range(size):
+            target[n] += f0 * u[n] + (f1 * v[n] + f2 * w[n])
+
+
 @subroutine
 def _subtract(given, first, last, columns, factors, products, table, controls, coefficients, out):
-    """Values of samples first ... last - 1 less the controls times ``coefficients`` (C, fitted)."""
+    """Values of samples first ... last - 1 less the controls times ``coefficients`` (C, fitted).
+
+    All that is linear goes into one factor for each given row; products are formed from their factors.
+    """
+    gains, times = np.empty((out.shape[0], given.shape[0] + 1)), np.empty((out.shape[0], products.shape[0]))
+    none = np.empty(0)
+    for r in range(out.shape[0]):
+        fitted = coefficients[:, r].copy() if r < coefficients.shape[1] else none
+        _gains(columns, factors, products, 1 + controls + r, fitted, gains[r], times[r])
+    pairs = products[:, 1:3].copy().reshape(-1)
+    pair_columns, pair_factors = columns[pairs], factors[pairs]
     start = first
     while start < last:
         size = min(SLICE, last - start)
-        _fill(given, start, size, columns, factors, products, table)
+        _fill(given, start, size, pair_columns, pair_factors, products[:0], table)
         for r in range(out.shape[0]):
-            target, value = out[r, start : start + size], table[1 + controls + r]
-            if r < coefficients.shape[1]:
-                i = 0
-                while i + 1 < controls:
-                    c0, c1, one, two = coefficients[i, r], coefficients[i + 1, r], table[1 + i], table[2 + i]
+            target = out[r, start : start + size]
+            _combine(given, start, size, gains[r], target)
+            for p in range(products.shape[0]):
+                factor, one, two = times[r, p], table[2 * p], table[2 * p + 1]
+                if factor != 0.0:
                     for n in range(size):
-                        value[n] -= c0 * one[n] + c1 * two[n]
-                    i += 2
-                if i < controls:
-                    c0, one = coefficients[i, r], table[1 + i]
-                    for n in range(size):
-                        value[n] -= c0 * one[n]
-            for n in range(size):
-                target[n] = value[n]
+                        target[n] += factor * (one[n] * two[n])
         start += size
 
 
@@ -223,7 +269,7 @@ def adjust(given, samples, fitted, columns, factors, products, sizes, limits, ou
     controls, half = sizes.size, samples // 2
     # Row 0 and the controls in fours against all rows in twos: `_dots` takes them so.
     fours, twos = -(-(1 + controls) // 4) * 4, -(-(1 + controls + fitted) // 2) * 2
-    table = np.zeros((max(columns.shape[0], fours, twos), SLICE))
+    table = np.zeros((max(columns.shape[0], fours, twos, 2 * products.shape[0]), SLICE))
     second, peaks = np.zeros((fours, twos)), np.zeros(fours)
     coefficients = np.zeros((2, controls, fitted))
     if controls > 0:

@@ -115,3 +115,70 @@ def entropy(problem: Entropy) -> Callable[[], FloatArray]:
         return jnp.stack([sums.mean(), sums.std(ddof=1) / jnp.sqrt(sums.size)])
 
     return ready(run, jax.random.key(problem.seed), [jnp.asarray(row) for row in problem.quadrature])
+
+
+def products(x: Any, c: Any, weights: Any, means: Any, variances: Any, alpha: Any, sigma: Any) -> Any:
+    """The rows that `td.account` draws its control variates from, (G, n): see `thermodiff.accounting.moments`."""
+    dim, width = x.shape[1], alpha * alpha * variances + sigma * sigma
+    gap = alpha * means - x[:, None, :]
+    squares = (gap * gap).sum(axis=2) / width
+    logits = jnp.log(weights) - 0.5 * dim * jnp.log(width) - 0.5 * squares
+    top = logits.max(axis=1)
+    exponentials = jnp.exp(logits - top[:, None])
+    total = exponentials.sum(axis=1)
+    share = exponentials / total[:, None]
+    b = sigma * jnp.einsum("nk,nkd->nd", share / width, gap)
+    excess = share * (squares - dim)
+    pairs = [(p * q).sum(axis=1) for p, q in ((x, x), (x, c), (c, c), (x, b), (b, b), (c, b))]
+    divergence = sigma * sigma * (excess / width).sum(axis=1) - pairs[4]
+    density = top + jnp.log(total) - 0.5 * dim * jnp.log(2.0 * jnp.pi)
+    components = jnp.stack([share - weights, excess], axis=2).reshape(len(x), -1)
+    return jnp.concatenate([jnp.stack([*pairs, divergence, density]), components.T])
+
+
+def fit(controls: Any, value: Any, sizes: Any, limits: Any) -> Any:
+    """Coefficients of the controls (C, n) in a value (n,), as `thermodiff.kernels.controls` finds them."""
+    ridge, leverage, smallest = limits
+    square, mean = (controls * controls).mean(axis=1), controls.mean(axis=1)
+    usable = (square > (smallest * sizes) ** 2) & ((controls * controls).max(axis=1) < leverage * controls.shape[1] * square)
+    scale = jnp.where(usable, 1.0 / jnp.sqrt(jnp.where(usable, square, 1.0)), 0.0)
+    gram = scale[:, None] * scale * (controls @ controls.T / controls.shape[1] - mean[:, None] * mean)
+    right = scale * (controls @ value / controls.shape[1] - mean * value.mean())
+    gram = gram + jnp.diag(jnp.where(usable, ridge, 1.0))
+    return scale * jax.scipy.linalg.solve(gram, right, assume_a="pos")
+
+
+def entropy_reduced(problem: Entropy) -> Callable[[], FloatArray]:
+    """The same with the control variates of `td.account`, fitted on each half of the draws for the other."""
+    weights, means, variances = (jnp.asarray(part) for part in problem.parts)
+    plan, (terms, constants) = problem.plan, problem.table
+    controls, half = plan.sizes.shape[1], problem.samples // 2
+    limits = plan.arguments(0)[-1]
+
+    @jax.jit
+    def run(key: Any, rows: Any) -> Any:
+        def node(sums: Any, row: Any) -> Any:
+            k, (weight, alpha, sigma, _), terms, constants, sizes = row
+            one, two = jax.random.split(jax.random.fold_in(key, k))
+            j = jax.random.choice(one, weights.size, (problem.samples,), p=weights)
+            width = jnp.sqrt(alpha * alpha * variances + sigma * sigma)[j][:, None]
+            z = jax.random.normal(two, (problem.samples, means.shape[1]))
+            given = products(
+                alpha * means[j] + width * z, -sigma / width * z, weights, means, variances, alpha, sigma
+            )  # fmt: skip
+            table = terms @ given + constants[:, None]
+            made = [table[p] * table[q] + table[r] for _, p, q, r in plan.products]
+            table = table.at[plan.products[:, 0]].set(jnp.stack(made))
+            part, value = table[1 : 1 + controls], table[1 + controls]
+            halves = [slice(0, half), slice(half, problem.samples)]
+            fits = [fit(part[:, there], value[there], sizes, limits) for there in halves[::-1]]
+            value = jnp.concatenate([
+                value[here] - found @ part[:, here] for here, found in zip(halves, fits, strict=True)
+            ])  # fmt: skip
+            return sums + weight * value, None
+
+        sums = lax.scan(node, jnp.zeros(problem.samples), (jnp.arange(problem.nodes), *rows))[0]
+        return jnp.stack([sums.mean(), sums.std(ddof=1) / jnp.sqrt(sums.size)])
+
+    rows = [[jnp.asarray(row) for row in problem.quadrature], *(jnp.asarray(a) for a in (terms, constants, plan.sizes))]
+    return ready(run, jax.random.key(problem.seed), rows)

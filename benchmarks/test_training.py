@@ -139,7 +139,9 @@ def torch_step(kind: str, data: np.ndarray, paired: bool = False) -> Any:
         x0, z, row, weights, _ = stream(count[0])
         count[0] += 1
         loss = denoising_loss(net, x0, z, row, noise, "entropy", weights)
-        optimiser.step(loss, count[0])
+        optimiser.clear()
+        loss.backward()
+        optimiser.step(count[0])
         return float(loss.detach())
 
     return step

@@ -37,6 +37,7 @@ def test_dict_has_z_only_where_there_is_one() -> None:
         (0.123456789, 0.0, "0.123457"),
         (math.inf, 0.1, "inf"),
         (1.0, 1e-30, "1.00000000"),
+        (1.25, math.inf, "1.25"),
     ],
 )
 def test_values_are_printed_to_the_digits_that_the_error_allows(value: float, error: float, text: str) -> None:

@@ -226,3 +226,16 @@ def test_samples_are_grey_levels(tmp_path) -> None:
     assert levels.dtype == np.uint8
     assert levels.shape == (3, 1, 8, 8)
     assert levels.std() > 0.0
+    np.testing.assert_array_equal(storage.read_samples(experiment.sheet(run)), levels)
+
+
+def test_damaged_samples_are_refused_by_name(tmp_path) -> None:
+    np.save(tmp_path / "good.npy", np.zeros((3, 1, 8, 8), dtype=np.uint8))
+    good, path = (tmp_path / "good.npy").read_bytes(), tmp_path / "N=20.npy"
+    damaged = [b"", b"text", good[:40], good[:-9], b"PK\x03\x04" + good, good.replace(b"|u1", b"|i1")]
+    damaged += [good.replace(b"}", b" "), good.replace(b"(", b" "), good.replace(b"{", b"[")]
+    damaged += [good.replace(b"(3, 1, 8, 8)", shape) for shape in (b"(3, 8, 8, 9)", b"(192,)      ", b"(3,1,8,8e99)")]
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"N=20.npy is damaged: .*; delete it, and the same call draws them again"):
+            storage.read_samples(path)

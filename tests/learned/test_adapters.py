@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from thermodiff.learned.adapters import TIMES, adapt
+from thermodiff.learned.images import Images
+from thermodiff.learned.model import LearnedDiffusion
 from thermodiff.learned.training import train
 from thermodiff.schedules import VP, Cosine
 
 X = torch.arange(6.0).reshape(3, 2)
-T = torch.tensor([0.001, 0.5, 1.0], dtype=torch.float64)
+T = torch.tensor([0.01, 0.5, 1.0], dtype=torch.float64)
 
 
 class Probe(nn.Module):
@@ -79,8 +81,114 @@ def test_an_adapted_module_trains():
     module = Table()
     before = module.rows.weight.detach().clone()
     data = np.random.default_rng(0).normal(size=(50, 2))
-    train(adapt(module, time="steps", steps=10), data, VP(), steps=3, batch=64, predicts="eps", rng=0, lam=(-6.0, 4.0))
+    train(adapt(module, time="steps", steps=10), data, VP(), steps=3, batch=64, predicts="eps", rng=0, lam=(-6.0, 2.0))
     assert not torch.equal(before, module.rows.weight)
+
+
+# Steps that do not cover all times
+
+
+def test_the_window_of_the_steps():
+    net = adapt(Probe(), time="steps", steps=100, noise=VP(), output=lambda out: out.sample)
+    low, high = net.window
+    assert (low, high) == pytest.approx((float(VP().lam(1.0)), float(VP().lam(0.01))))
+    net(X[:2], torch.from_numpy(np.asarray(VP().time([low, high]))))
+    assert net.module.step.tolist() == [99, 0]
+    assert adapt(Probe(), time="steps", noise=Cosine()).window[0] == -25.0
+    assert adapt(Probe(), time="steps", steps=1, noise=Cosine()).window is None
+    assert adapt(Probe(), time="steps").window is adapt(Probe(), noise=VP()).window is None
+
+
+@pytest.mark.parametrize("t", [0.0, 0.001, 0.0099, 1.1, float("nan")])
+def test_times_beyond_the_steps_are_refused(t):
+    message = r"the steps 0 \.\.\. 99, which cover t = 0.01 \.\.\. 1, log-SNR -8\.\d+ \.\.\. 6\.\d+; it was asked at t = "
+    with pytest.raises(ValueError, match=message):
+        ask(X, torch.full((3,), t, dtype=torch.float64), time="steps", steps=100, noise=VP())
+    with pytest.raises(ValueError, match=r"cover t = 0.01 \.\.\. 1; it was .* which adapt\(noise=\) gives as window"):
+        ask(X, torch.full((3,), t, dtype=torch.float64), time="steps", steps=100)
+
+
+def test_a_score_beyond_the_steps_is_refused():
+    net = adapt(Probe(), time="steps", steps=100, noise=VP(), output=lambda out: out.sample)
+    model = LearnedDiffusion(net, np.zeros((4, 2)), VP(), predicts="eps")
+    assert model.score(np.ones((1, 2)), 0.01).shape == (1, 2)
+    with pytest.raises(ValueError, match=r"State a window inside, lam=\(low, high\)"):
+        model.score(np.ones((1, 2)), 0.009)
+
+
+# Labels in training
+
+
+class Classes(nn.Module):
+    """Needs a label, and knows so many."""
+
+    def __init__(self, labels: int) -> None:
+        super().__init__()
+        self.rows, self.seen = nn.Embedding(labels, 4), set()
+
+    def forward(self, x, t, y):
+        self.seen |= set(y.tolist())
+        return self.rows(y).reshape(x.shape) * x
+
+
+def labelled(labels: bool = True) -> Images:
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 256, (30, 2, 2), dtype=np.uint8)
+    return Images(values, labels=np.arange(30) % 3 if labels else None, dequantise=True)
+
+
+def fit(net: nn.Module, data: Images) -> nn.Module:
+    return train(net, data, VP(), steps=4, batch=64, predicts="eps", rng=0, lam=(-5.0, 5.0), progress=False)
+
+
+def test_labels_reach_a_module_that_states_its_classes():
+    net = adapt(Classes(4), labels="y", classes=3)
+    before = net.module.rows.weight.detach().clone()
+    fit(net, labelled())
+    assert net.module.seen == {0, 1, 2, 3}  # the last: not stated
+    assert (net.module.rows.weight != before).any(1).all()
+    x, t = torch.ones(2, 1, 2, 2), torch.full((2,), 0.5, dtype=torch.float64)
+    assert torch.equal(net(x, t), net(x, t, torch.tensor([3, 3])))
+    assert not torch.equal(net(x, t), net(x, t, torch.tensor([0, 0])))
+    assert net.arguments == {"module": "Classes", "classes": 3}
+
+
+def test_a_stated_label_goes_with_classes():
+    net = adapt(Classes(4), labels="y", classes=3, label=1)
+    fit(net, labelled())
+    x, t = torch.ones(1, 1, 2, 2), torch.full((1,), 0.5, dtype=torch.float64)
+    assert torch.equal(net(x, t), net(x, t, torch.tensor([1])))
+
+
+def test_training_without_classes_says_what_it_does():
+    with pytest.raises(
+        (ValueError, TypeError), match=r"Classes, called without y, failed: .*; if it needs a label, give adapt"
+    ):
+        fit(adapt(Classes(4), labels="y"), labelled())
+    net = adapt(Classes(4), labels="y", label=0)
+    with pytest.warns(UserWarning, match="label=0 without classes=, so train takes every sample for one of class 0"):
+        fit(net, labelled())
+    assert net.module.seen == {0}
+
+
+def test_a_module_without_the_label_for_not_stated():
+    with pytest.raises(
+        ValueError, match=r'labels 0 \.\.\. 3, failed: .*; it must take the labels 0 \.\.\. 3, the last for "not'
+    ):
+        fit(adapt(Classes(3), labels="y", classes=3), labelled())
+    x, t = torch.ones(1, 1, 2, 2), torch.full((1,), 0.5, dtype=torch.float64)
+    with pytest.raises(ValueError, match="called with labels 5 ... 5, failed: .*; it must take the labels that it knows"):
+        adapt(Classes(3), labels="y")(x, t, torch.tensor([5]))
+
+
+def test_classes_need_labelled_data():
+    with pytest.raises(ValueError, match="knows 3 classes, the data has no labels"):
+        fit(adapt(Classes(4), labels="y", classes=3), labelled(labels=False))
+
+
+def test_other_errors_of_a_module_stay():
+    with pytest.raises(TypeError, match=r"missing 1 required positional argument: 'y'$"):
+        adapt(Classes(3))(X, T)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +197,9 @@ def test_an_adapted_module_trains():
         ({"time": "hours"}, "time='hours' is unknown"),
         ({"time": "lam"}, "time='lam' needs noise=, the schedule"),
         ({"label": 3}, "label=3 needs labels="),
+        ({"classes": 3}, "classes=3 needs labels="),
+        ({"labels": "y", "classes": 0}, "classes must be at least 1"),
+        ({"labels": "y", "classes": 3, "label": 4}, "label must be at most 3"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"labels": "y", "label": -1}, "label must be at least 0"),
     ],

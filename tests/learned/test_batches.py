@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 from thermodiff.densities import Gaussian, GaussianMixture, Samples
 from thermodiff.learned.batches import (
@@ -166,6 +167,12 @@ def test_float32_images_are_not_copied() -> None:
     assert float(source.draw(1, np.random.default_rng(0)).max()) == 7.0
 
 
+@pytest.mark.parametrize("shape", [(5, 3), (5, 1, 2, 2)])
+def test_source_of_bfloat16(shape: tuple[int, ...]) -> None:
+    values = torch.rand(shape).to(torch.bfloat16)
+    assert torch.equal(Source(values)._stored(), values.float())
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -173,6 +180,12 @@ def test_float32_images_are_not_copied() -> None:
         (np.zeros((2, 3, 4)), r"got \(2, 3, 4\)"),
         (np.zeros((0, 3)), "data is empty"),
         (np.full((2, 1, 2, 2), np.nan, dtype=np.float32), "data holds 8 values that are nan"),
+        (np.full((2, 3), 1e300), "data: 6 values exceed the range of float32"),
+        (np.full((2, 1, 2, 2), 1e300), "data: 8 values exceed the range of float32"),
+        (np.ones((2, 1, 2, 2), dtype=np.uint8), "of type uint8, whose scale is not said; pass Images"),
+        (torch.ones(2, 1, 2, 2, dtype=torch.int64), "of type int64, whose scale is not said; pass Images"),
+        (TensorDataset(torch.ones(2, 1, 2, 2)), r"data is a torch dataset, TensorDataset; wrap it as Images\(dataset\)"),
+        (Images(np.zeros((2, 1, 2, 2)))[:0], r"data is empty, Images\(0 of 1x2x2\)"),
         ("mixture", "data must"),
     ],
 )

@@ -48,6 +48,30 @@ def test_module_without_arguments(tmp_path: Path) -> None:
         load_weights(torch.nn.Linear(3, 2), tmp_path / "plain")
 
 
+class Tied(torch.nn.Module):
+    """Two layers with one weight, and a buffer that is a view of it."""
+
+    def __init__(self, tied: bool = True) -> None:
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+        self.b.weight = self.a.weight if tied else self.b.weight
+        self.register_buffer("row", self.a.weight.detach()[1] if tied else torch.zeros(2))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.b(torch.tanh(self.a(x))) + self.row
+
+
+def test_tied_weights(tmp_path: Path) -> None:
+    net, other = Tied(), Tied()
+    save_weights(net, tmp_path / "tied")
+    load_weights(other, tmp_path / "tied")
+    assert other.b.weight is other.a.weight
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in net.state_dict().items())
+    save_weights(Tied(tied=False), tmp_path / "loose")
+    with pytest.raises(ValueError, match="does not fit the network: .* shares memory with another tensor of the network"):
+        load_weights(other, tmp_path / "loose")
+
+
 def test_damaged_and_foreign_files(tmp_path: Path) -> None:
     base = tmp_path / "mix"
     net = saved(base)
@@ -63,9 +87,13 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
     weights.write_bytes(good)
     for text, message in (
         ("{", "is not a JSON file"),
+        ("[" * 100_000, "is not a JSON file; it is damaged"),
+        ('{"a":' * 100_000, "is not a JSON file; it is damaged"),
+        ("1" * 5000, "is not a JSON file; it is damaged"),
         ("[1]", "is not a weights record"),
         ('{"format": "other"}', "is not a weights record"),
         (record.replace("StraightLine", "Spiral"), "names a schedule that cannot be built"),
+        (record.replace("0.1", "1" + "0" * 400), "names a schedule that cannot be built"),
     ):
         sidecar.write_text(text)
         with pytest.raises(ValueError, match=message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 from thermodiff.learned.images import Images, read_images
 
@@ -95,6 +96,18 @@ def test_files(tmp_path):
     assert held.labels.tolist() == [0, 1, 2]
 
 
+def test_labels_of_all_images_of_a_file_are_no_mistake(tmp_path):
+    parts = {
+        f"{part}_{kind}": value
+        for part in ("train", "test")
+        for kind, value in (("images", grey(4, 5, 5)), ("labels", [0] * 4))
+    }
+    np.savez(tmp_path / "all.npz", **parts, labels=[0] * 8)
+    assert read_images(tmp_path / "all.npz")[0].classes == 1
+    np.savez(tmp_path / "both.npz", images=grey(6, 5, 5), train_images=grey(4, 5, 5), train_labels=[0] * 4)
+    assert read_images(tmp_path / "both.npz", 2)[0].labels is None
+
+
 class Pairs(torch.utils.data.Dataset):
     def __init__(self, n: int = 4, odd: bool = False) -> None:
         self.values, self.odd = torch.rand(n, 1, 5, 5), odd
@@ -117,9 +130,62 @@ def test_a_dataset_of_pairs():
         Images(Pairs(0))
 
 
+def test_datasets_of_other_items():
+    values, labels = torch.rand(3, 1, 5, 5), torch.tensor([2, 0, 1])
+    lists = tuple([value, label] for value, label in zip(values, labels, strict=True))
+    for data, kinds in (
+        (TensorDataset(values), None),
+        (TensorDataset(values, labels), [2, 0, 1]),
+        (lists, [2, 0, 1]),
+        (tuple(values.tolist()), None),
+        (tuple(values[:, 0].tolist()), None),
+    ):
+        images = Images(data)
+        assert torch.equal(images.values, values)
+        assert (None if images.labels is None else images.labels.tolist()) == kinds
+    assert Images(TensorDataset(values, labels), labels=[0, 0, 1]).labels.tolist() == [0, 0, 1]
+
+
+class Endless(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(())
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            ({"image": grey(5, 5), "label": 1},) * 2,
+            r"must be an image, \(image,\) or .*got a dict with keys \['image', 'label'\]",
+        ),
+        (((grey(5, 5), 1, 2),) * 2, "must be an image, .*got a tuple of 3 entries; make it one of these"),
+        (((grey(5, 5), None),) * 2 + ((grey(5, 5), 1),), "a label of type NoneType that is not a single number"),
+        (((grey(5, 5), torch.zeros(3)),) * 2, "a label of type Tensor that is not a single number"),
+        ({"images": grey(4, 5, 5)}, "got dict; pass an array of images"),
+        (Endless(), "a dataset with len and items 0, 1, 2, ..., got Endless"),
+    ],
+)
+def test_refused_datasets(data, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        Images(data)
+
+
+def test_tensors_of_types_that_numpy_lacks():
+    values = torch.rand(4, 1, 5, 5).to(torch.bfloat16)
+    for data in (values, TensorDataset(values)):
+        assert torch.equal(Images(data).values, values.float())
+
+
+def test_parts_without_images_can_be_shown():
+    images = Images(grey(4, 5, 5), labels=[0, 1, 2, 0])
+    assert repr(images[:0]) == "Images(0 of 1x5x5, 0 classes)"
+    assert repr(images[:2]) == "Images(2 of 1x5x5, 2 classes)"
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        (np.full((3, 4, 4), 1e300), "the images: 48 values exceed the range of float32"),
         (np.full((3, 4, 4), np.nan), "hold 48 values that are nan or infinite"),
         (grey(1, 8, 8), "got one image; at least 2 are needed"),
         (grey(5, 64), r"must have shape \(n, height, width\).*got \(5, 64\)"),
@@ -151,12 +217,29 @@ def test_refused_options():
 
 def test_refused_files(tmp_path):
     np.savez(tmp_path / "many.npz", a=grey(4, 5, 5), b=grey(4, 5, 5))
+    np.savez(tmp_path / "classes.npz", x=grey(4, 5, 5), y=np.arange(4))
     np.savez(tmp_path / "nan.npz", images=np.full((4, 5, 5), np.nan))
     np.savez(tmp_path / "objects.npz", images=np.array([None, {}], dtype=object))
     np.savez(tmp_path / "sizes.npz", train_images=grey(4, 5, 5), test_images=grey(4, 6, 6))
+    np.savez(tmp_path / "lone.npz", train_images=grey(4, 5, 5), test_images=grey(4, 5, 5), labels=np.arange(4))
+    np.savez(tmp_path / "train.npz", train_images=grey(4, 5, 5), labels=np.arange(4))
+    np.savez(tmp_path / "images.npz", images=grey(4, 5, 5), train_labels=np.arange(4))
+    np.save(tmp_path / "array.npy", grey(4, 5, 5))
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
     (tmp_path / "text.npz").write_text("not an archive")
     for name, message in (
-        ("many", "it holds {'a'"),
+        ("many", "It holds {'a'"),
+        ("classes", "labels go into 'labels'"),
+        (
+            "lone",
+            r"holds \['labels'\], but labels of train_images and test_images are read from train_labels and test_labels",
+        ),
+        ("train", r"holds \['labels'\], but labels of train_images are read from train_labels; rename"),
+        ("images", r"holds \['train_labels'\], but labels of images are read from labels; rename"),
+        (
+            "array",
+            r"array.npz cannot be read as an .npz of plain arrays \(it is not an archive\); write it with numpy.savez",
+        ),
         ("nan", "nan.npz: images: the images hold 100 values"),
         ("objects", "cannot be read as an .npz of plain arrays"),
         ("sizes", "differ in size or type"),

@@ -22,7 +22,7 @@ from truths import BIM1
 from thermodiff import account, compare
 from thermodiff.accounting.nodes import fine
 from thermodiff.densities import Gaussian, GaussianMixture, Samples
-from thermodiff.learned import LearnedDiffusion
+from thermodiff.learned import Images, LearnedDiffusion
 from thermodiff.learned.predict import PREDICTS
 from thermodiff.schedules import VP, Schedule
 
@@ -176,6 +176,39 @@ def test_error_at_right_angles() -> None:
     assert z_score(learned, "mismatch", expected, rounding) < 4.0
     assert z_score(learned, "neural", learned.total("total").value + expected, rounding) < 4.0
     assert learned.total("mismatch").value == pytest.approx(expected, rel=1e-4)
+
+
+# Score at points
+
+
+class Tilted(nn.Module):
+    """Knows the shape of a sample: its rows differ."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x * torch.arange(1.0, 1.0 + x.shape[-2], device=x.device)[:, None] * t.reshape(-1, 1, 1, 1).to(x.dtype)
+
+
+def test_scores_of_images_have_their_shape() -> None:
+    images = np.random.default_rng(0).random((3, 2, 4, 5))
+    model = LearnedDiffusion(Tilted(), images, VP(), predicts="score")
+    flat = model.score(images.reshape(3, 40), 0.5)
+    assert flat.shape == (3, 40)
+    for given in (images, images.tolist(), torch.from_numpy(images), Images(images)):
+        found = model.score(given, 0.5)
+        assert found.shape == images.shape
+        np.testing.assert_allclose(found, flat.reshape(images.shape), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 39), (3, 2, 5, 4), (40,), (3, 8, 5), (0, 2, 4, 5)])
+def test_scores_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    model = LearnedDiffusion(Tilted(), np.random.default_rng(0).random((3, 2, 4, 5)), VP(), predicts="score")
+    needed = "x is empty" if shape[0] == 0 else r"x must have shape \(n, 40\) or \(n, 2, 4, 5\), got"
+    with pytest.raises(ValueError, match=needed):
+        model.score(np.ones(shape), 0.5)
+    with pytest.raises(TypeError, match="x must be an array of numbers"):
+        model.score([[[1.0], [2.0, 3.0]]], 0.5)
+    with pytest.raises(ValueError, match=r"x must have shape \(n, d\), got \(1, 1, 1, 2\)"):
+        LearnedDiffusion(Exact(LAW, VP()), LAW, VP()).score(np.ones((1, 1, 1, 2)), 0.5)
 
 
 # Residual

@@ -25,7 +25,13 @@ def slope(net: nn.Linear, k: int) -> torch.Tensor:
 
 def go(net: nn.Linear, optimiser: Optimiser, first: int, last: int) -> None:
     for step in range(first, last + 1):
-        optimiser.step(slope(net, step), step)
+        update(optimiser, slope(net, step), step)
+
+
+def update(optimiser: Optimiser, loss: torch.Tensor, step: int) -> None:
+    optimiser.clear()
+    loss.backward()
+    optimiser.step(step)
 
 
 def test_rates_rise_and_fall():
@@ -51,7 +57,7 @@ def test_long_gradients_are_cut_to_three_times_the_usual():
     lengths = []
     for step, size in enumerate([1.0, 1.0, 1e6, 2.0], 1):
         loss = size * net.bias.sum()
-        optimiser.step(loss, step)
+        update(optimiser, loss, step)
         lengths.append(net.bias.grad.item())
     assert lengths[:2] == [1.0, 1.0]
     assert lengths[2] == pytest.approx(3.0, rel=1e-6)
@@ -62,7 +68,7 @@ def test_the_average_is_that_of_the_weights():
     net = linear()
     optimiser, seen, expected = Optimiser(net, 0.1, 0.5, 50), [], None
     for step in range(1, 51):
-        optimiser.step(slope(net, step), step)
+        update(optimiser, slope(net, step), step)
         share = 1.0 - min(0.5, step / (step + 9.0))
         value = net.weight.detach().clone()
         expected = torch.tensor([[1.0, 2.0, 3.0]]).lerp(value, share) if expected is None else expected.lerp(value, share)
@@ -92,7 +98,7 @@ def test_a_restored_state_goes_on_to_the_bit(stop):
 def test_moments_keep_the_memory_layout_of_the_weights():
     net = nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
     optimiser = Optimiser(net, 0.1, 0.9, 10)
-    optimiser.step(net.weight.square().sum(), 1)
+    update(optimiser, net.weight.square().sum(), 1)
     state = {name: value.contiguous() for name, value in optimiser.state().items()}
     again = Optimiser(net, 0.1, 0.9, 10)
     again.restore(state)

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from thermodiff.learned.pretrained import NoiseTable, from_diffusers
 from thermodiff.schedules import VP
@@ -102,7 +103,7 @@ def test_refused_folders(saved, tmp_path):
     weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
     content = weights.read_bytes()
     weights.unlink()
-    with pytest.raises(ValueError, match="holds no weights of a UNet2DModel as safetensors"):
+    with pytest.raises(ValueError, match="no UNet2DModel can be built of .* no file named .*; save the model again"):
         from_diffusers(tmp_path)
     weights.write_bytes(content)
     for file, entry, message in (
@@ -112,6 +113,11 @@ def test_refused_folders(saved, tmp_path):
             "scheduler: the noise table .* repeats",
         ),
         ("scheduler/scheduler_config.json", {"prediction_type": "noise"}, "prediction_type 'noise' is not one of"),
+        ("scheduler/scheduler_config.json", {"prediction_type": ["a"]}, r"prediction_type \['a'\] is not one of"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "foo"}, "gives no DDPMScheduler .NotImplementedError: foo"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": "x"}, "gives no DDPMScheduler .TypeError"),
+        ("unet/config.json", {"down_block_types": ["Foo", "DownBlock2D"]}, "no UNet2DModel can be built of config.json"),
+        ("unet/config.json", {"in_channels": "x"}, "no UNet2DModel can be built of config.json and .*TypeError"),
         ("scheduler/scheduler_config.json", {"_class_name": "Nothing"}, "names the scheduler 'Nothing'"),
         ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "only UNet2DModel is read"),
     ):
@@ -124,3 +130,24 @@ def test_refused_folders(saved, tmp_path):
         with pytest.raises(ValueError, match="is not JSON"):
             from_diffusers(tmp_path)
         path.write_text(text)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_do_not_fit_the_model(saved, tmp_path):
+    saved()
+    path = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    good = load_file(path)
+    first = min(name for name in good if name.startswith("mid_block"))
+    fewer = {name: value for name, value in good.items() if not name.startswith("mid_block")}
+    number = len(good) - len(fewer) - 1
+    for tensors, message in (
+        (fewer, f"the weights lack {first} and {number} more; save the model again"),
+        ({**good, "extra": torch.zeros(1)}, "the weights hold, beside those of the model, extra; save the model again"),
+        ({**good, first: torch.full_like(good[first], float("nan"))}, f"hold nan or infinite numbers, in {first}; save"),
+        ({**good, first: torch.zeros(1)}, "no UNet2DModel can be built of config.json and weights"),
+    ):
+        save_file(tensors, path, {"format": "pt"})
+        with pytest.raises(ValueError, match=message):
+            from_diffusers(tmp_path)
+    save_file(good, path, {"format": "pt"})
+    from_diffusers(tmp_path)

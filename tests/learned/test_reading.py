@@ -62,10 +62,15 @@ def _alike(law: Density, noise: Schedule, is_: str, read: str) -> bool:
     return ledgers[1].total("mismatch").value < 0.1 * law.dim * (window[1] - window[0]) / 2
 
 
+@pytest.mark.parametrize("law", [LAW, paper_mixture(3), paper_mixture(6)], ids=["two", "three", "six"])
 @pytest.mark.parametrize("read", NETWORKS)
-def test_edm_denoisers(read: str) -> None:
+def test_edm_denoisers(read: str, law: Density) -> None:
     with pytest.raises(ValueError, match="Pass predicts='edm'"):
-        check(LAW, VP(), "edm", read)
+        check(law, VP(), "edm", read)
+
+
+@pytest.mark.parametrize("read", NETWORKS)
+def test_networks_that_are_no_edm_denoisers(read: str) -> None:
     with pytest.raises(ValueError, match=f"read as predicts='edm', .* Pass predicts={read!r}"):
         check(LAW, VP(), read, "edm")
 
@@ -95,6 +100,16 @@ POOR: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def test_a_reading_that_is_probably_wrong_is_warned_of() -> None:
+    """A mediocre network: its right reading fails the identities too."""
+    mediocre = lambda output: 0.7 * output  # noqa: E731
+    for read in ("score", "x0"):
+        with pytest.warns(UserWarning, match=r"read as 'eps' its denoising loss would be \d+\.\d times smaller"):
+            check(LAW, VP(), "eps", read, change=mediocre)
+    check(LAW, VP(), "eps", "eps", change=mediocre)
+
+
+@pytest.mark.filterwarnings("ignore:.*the network has learned little")
 @pytest.mark.parametrize("change", POOR.values(), ids=POOR)
 @pytest.mark.parametrize("noise", [VP(), VP(scale=0.1), SubVP()], ids=lambda noise: noise.name)
 def test_poor_networks_are_measured(noise: Schedule, change: Callable[[Any], Any]) -> None:
@@ -103,6 +118,7 @@ def test_poor_networks_are_measured(noise: Schedule, change: Callable[[Any], Any
             assert silent(law, noise, name, name, change), name
 
 
+@pytest.mark.filterwarnings("ignore:.*the network has learned little")
 def test_untrained_networks_are_measured() -> None:
     for rng in range(5):
         net = ControlMLP(2, rng=rng)

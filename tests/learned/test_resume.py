@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load, load_file, save, save_file
 from torch import nn
 
 import thermodiff
-from thermodiff.learned import training
+from thermodiff.learned import resume, training
 from thermodiff.learned.images import Images
 from thermodiff.learned.networks import ControlMLP
 from thermodiff.learned.training import train
@@ -55,6 +56,22 @@ class Noisy(nn.Module):
         return self.inner(self.norm(x))
 
 
+class Tied(nn.Module):
+    """Two layers with one weight, and a buffer that is a view of it."""
+
+    predicts = "eps"
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.b.weight = self.a.weight
+        self.register_buffer("row", self.a.weight.detach()[1])
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.b(torch.tanh(self.a(x))) + self.row
+
+
 def labelled() -> Images:
     rng = np.random.default_rng(0)
     return Images(rng.integers(0, 256, (20, 6, 6), dtype=np.uint8), labels=rng.integers(0, 3, 20), dequantise=True)
@@ -63,6 +80,7 @@ def labelled() -> Images:
 CASES = {
     "control": (lambda: ControlMLP(2, width=16, rng=0), DATA, {}),
     "dropout": (Noisy, DATA, {}),
+    "tied": (Tied, DATA, {}),
     "labels": (lambda: UNet(1, (4, 8), classes=3, rng=0), labelled(), {"batch": 8}),
     "channels last": (lambda: UNet(1, (4, 8), rng=0), labelled(), {"batch": 8, "precision": "bf16"}),
 }
@@ -212,7 +230,7 @@ def test_damaged_and_foreign_files(state, tmp_path):
     flipped = bytearray(good)
     flipped[-100] ^= 1
     for broken, message in (
-        (good[:-10], "is not a safetensors file"),
+        (good[:-10], "is not a safetensors file .*; delete it to start again"),
         (b"", "is not a safetensors file"),
         (pickle.dumps(Trap(trap)), "is not a safetensors file"),
         (bytes(flipped), "does not match its checksum; it is damaged: delete it to start again"),
@@ -230,6 +248,56 @@ def test_damaged_and_foreign_files(state, tmp_path):
             run("control", tmp_path / "net", rng=rng)
     state.write_bytes(good)
     run("control", tmp_path / "net")
+
+
+def rewritten(state: Path, change, checksum: bool = False) -> None:
+    """Change the header of ``state``, with a checksum that fits or with the old one."""
+    content = state.read_bytes()
+    with safe_open(state, "pt") as file:
+        record = json.loads(file.metadata()["record"])
+    record = change(record) or record
+    tensors = load(content)
+    if checksum:
+        record["sha256"] = resume._digest(record, tensors)
+    text = record if isinstance(record, str) else json.dumps(record)
+    state.write_bytes(save(tensors, {"record": text}))
+
+
+@pytest.mark.parametrize("rng", [3, None])
+@pytest.mark.parametrize(
+    "change",
+    [lambda record: record.update(step=2), lambda record: record["call"].update(batch=16)],
+    ids=["step", "call"],
+)
+def test_an_edited_header(state, change, rng):
+    rewritten(state, change)
+    with pytest.raises(ValueError, match="does not match its checksum; it is damaged: delete it to start again"):
+        run("control", state.with_name("net"), rng=rng)
+
+
+@pytest.mark.parametrize("rng", [3, None])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record.update(step=-3),
+        lambda record: record.update(step=True),
+        lambda record: record.pop("call") and None,
+        lambda record: record["call"].pop("key") and None,
+        lambda record: record["call"].update(key=["a", -1]),
+        lambda record: record["call"].update(key=[-1, 2]),
+    ],
+    ids=["negative step", "no number", "no call", "no key", "wrong key", "negative key"],
+)
+def test_a_header_without_sense(state, change, rng):
+    rewritten(state, change, checksum=True)
+    with pytest.raises(ValueError, match="is not the state of a training of format .*; delete it"):
+        run("control", state.with_name("net"), rng=rng)
+
+
+def test_a_header_that_is_nested_too_deeply(state):
+    rewritten(state, lambda record: "[" * 100_000)
+    with pytest.raises(ValueError, match="is not the state of a training of format"):
+        run("control", state.with_name("net"))
 
 
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from thermodiff._check import DivergenceError
+from thermodiff.densities import Gaussian
 from thermodiff.learned.checkpoint import load_weights
+from thermodiff.learned.model import LearnedDiffusion
 from thermodiff.learned.networks import ControlMLP, EntropyMLP
 from thermodiff.learned.training import train
 from thermodiff.schedules import VP, CondOT, Schedule, StraightLine
@@ -117,6 +119,18 @@ def test_checkpoint(tmp_path: Path) -> None:
     other = small()
     assert load_weights(other, tmp_path / "run")["noise"] == VP().to_dict()
     assert torch.equal(net.last.weight, other.last.weight)
+
+
+def test_what_a_network_predicts_and_its_schedule_are_kept() -> None:
+    law, options = Gaussian([0.0, 1.0], std=0.5), {"steps": 3, "batch": 8, "rng": 0, "lam": (-5.0, 5.0), "progress": False}
+    net = train(EntropyMLP(2, rng=0), law, VP(), predicts="eps", **options)
+    assert net.predicts == LearnedDiffusion(net, law, VP()).predicts == "eps"
+    assert LearnedDiffusion(net, law, VP(), predicts="v").predicts == "v"
+    assert LearnedDiffusion(lambda x, t: x, law, VP()).predicts == "entropy"
+    net = train(ControlMLP(2, rng=0), law, VP(), **options)
+    LearnedDiffusion(net, law, VP())
+    with pytest.raises(ValueError, match=r"the network belongs to VP\(.*scale=0.1.*; give noise=net.noise"):
+        LearnedDiffusion(net, law, VP(scale=0.1))
 
 
 def test_divergence_is_reported() -> None:

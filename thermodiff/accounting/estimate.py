@@ -50,7 +50,7 @@ MOST_DIGITS = 8
 
 def format_value(value: float, error: float) -> str:
     """``value`` to the first digit of its error; six significant digits where the error is zero."""
-    if not error > 0.0 or not math.isfinite(value):
+    if not 0.0 < error < math.inf or not math.isfinite(value):
         return f"{value:.6g}"
     digits = max(0, min(MOST_DIGITS, 1 - math.floor(math.log10(error))))
     return f"{value:.{digits}f}"

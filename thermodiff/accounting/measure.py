@@ -283,10 +283,14 @@ def _correct_quadrature(
     total = float(np.mean(integrals["total"]))
     errors = {row: left for row, (_, left) in found.items()}
     corrections = {row: -excess for row, (excess, _) in found.items()}
-    whole = max(abs(total), CANCELLED * float(weights @ (0.5 * scalars.q**2 * scalars.mean_xx)))
+    terms = abs(total) + float(weights @ (0.5 * scalars.q**2 * scalars.mean_xx))
+    whole = max(abs(total), CANCELLED * terms)
     for row in {"neural", "mismatch"} & set(integrals):
         share = float(np.mean(integrals[row])) / whole
         errors[row], corrections[row] = abs(share) * errors["total"], share * corrections["total"]
+    if "mismatch" in errors:
+        # Of the exact score nothing is left but the rounding of what cancels.
+        errors["mismatch"] += float(np.finfo(np.float64).eps) * terms
     for row, correction in corrections.items():
         integrals[row] = integrals[row] + correction
     # A network answers in its own precision; in a paired difference that may be all there is.

@@ -251,7 +251,7 @@ def _sheet(path: Path) -> bytes | None:
         from matplotlib.image import imsave
     except ImportError:
         return None
-    levels = np.load(path)
+    levels = storage.read_samples(path)
     n, channels, height, width = levels.shape
     rows = -(-n // 8)
     page = np.zeros((rows * 8, channels, height + 1, width + 1), dtype=np.uint8)

@@ -260,6 +260,29 @@ class Experiment:
         write_atomically(self.sheet(run), buffer.getvalue())
 
 
+def read_samples(path: Path) -> npt.NDArray[np.uint8]:
+    """The samples of a network that `Experiment.generate` wrote.
+
+    Raises
+    ------
+    ValueError
+        For a file that does not hold them.
+    """
+    try:
+        with path.open("rb") as file:
+            levels = np.load(file, allow_pickle=False)
+    except OSError:
+        raise
+    except Exception:
+        levels = None  # NumPy has many kinds of error for a damaged header; one advises to load the file unsafely
+    if not isinstance(levels, np.ndarray) or levels.dtype != np.uint8 or levels.ndim != 4:
+        raise ValueError(
+            f"{path} is damaged: it must hold samples, uint8, (number, channels, height, width); delete it, and the same "
+            "call draws them again."
+        )
+    return levels
+
+
 def _training(metrics: Path) -> dict[str, float]:
     """The last loss, and the seconds of all sittings, from the lines of a training."""
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]

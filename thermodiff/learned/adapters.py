@@ -4,7 +4,7 @@
 time        what the module gets for a time t between 0 (data) and 1 (noise)
 ==========  ==================================================================================
 "t"         t
-"steps"     the integer round(t steps) - 1, at least 0: for modules that know steps 0 ... steps - 1
+"steps"     the integer round(t steps) - 1, for modules that know steps 0 ... steps - 1: t from 1 / steps to 1
 "lam"       the log-SNR of ``noise`` at t
 "sigma"     sigma / alpha of ``noise`` at t
 ==========  ==================================================================================
@@ -12,18 +12,22 @@ time        what the module gets for a time t between 0 (data) and 1 (noise)
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import nn
 
 from thermodiff._check import choice, count
 from thermodiff.learned.networks import schedule_row
-from thermodiff.schedules import Schedule
+from thermodiff.schedules import LAM_NOISE, Schedule
 
 TIMES = ("t", "steps", "lam", "sigma")
 """What a module may take for its time."""
+
+_SLACK = 1e-6  # of a step: times that were single precision once
 
 Clock = Callable[[torch.Tensor], torch.Tensor]
 """Times (n,), float64 -> what the module is given for them, (n,)."""
@@ -44,9 +48,18 @@ class Adapted(nn.Module):
         The label where the caller gives none.
     output : callable or None
         Turns what the module returns into a tensor of the shape of x.
+    classes : int or None
+        Number of classes that `train` teaches it; the label ``classes`` then says "not stated".
+
+    Attributes
+    ----------
+    window : (float, float) or None
+        Log-SNR at which the module can be asked, where its clock covers a part only and that is known.
     """
 
     double_time = True
+    classes: int | None
+    window: tuple[float, float] | None
 
     def __init__(
         self,
@@ -55,14 +68,27 @@ class Adapted(nn.Module):
         labels: str | None = None,
         label: int | None = None,
         output: Callable[[Any], torch.Tensor] | None = None,
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         self.module, self._clock, self._labels, self._label, self._output = module, clock, labels, label, output
+        self.classes, self.window = classes, getattr(clock, "window", None)
 
     @property
     def arguments(self) -> dict[str, Any]:
         """The module behind, for records."""
-        return {"module": type(self.module).__name__}
+        name = {"module": type(self.module).__name__}
+        return name if self.classes is None else {**name, "classes": self.classes}
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch training on or off, as every module does; where labels would be left out of it, there is a warning."""
+        if mode and self._label is not None and self.classes is None:
+            warnings.warn(
+                f"adapt was given label={self._label} without classes=, so train takes every sample for one of class "
+                f"{self._label}; to train with the labels of Images, give their number, classes=.",
+                stacklevel=3,
+            )
+        return super().train(mode)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
         """What the module gives at ``x`` (n, ...), times ``t`` (n,) and labels ``y`` (n,); shape of ``x``."""
@@ -72,7 +98,7 @@ class Adapted(nn.Module):
             y = torch.full((x.shape[0],), self._label, device=x.device)
         if y is not None and self._labels is None:
             raise ValueError("this module was adapted without labels; name their keyword: adapt(module, labels='y').")
-        out = self.module(x, clock) if y is None else self.module(x, clock, **{str(self._labels): y})
+        out = self._ask(x, clock, y)
         out = out if self._output is None else self._output(out)
         if not isinstance(out, torch.Tensor) or out.shape != x.shape:
             got = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
@@ -81,6 +107,28 @@ class Adapted(nn.Module):
                 f"{got}; say where it is with output=, as in output=lambda out: out.sample."
             )
         return out
+
+    def _ask(self, x: torch.Tensor, clock: torch.Tensor, y: torch.Tensor | None) -> Any:
+        """What the module returns; where it fails for its labels, the error says which labels are needed."""
+        name = type(self.module).__name__
+        if y is None:
+            try:
+                return self.module(x, clock)
+            except TypeError as error:
+                if self._labels is None:
+                    raise
+                raise TypeError(
+                    f"the adapted {name}, called without {self._labels}, failed: {error}; if it needs a label, give adapt "
+                    "classes=, to train with the labels of Images, or label=, the class meant where none is stated."
+                ) from error
+        try:
+            return self.module(x, clock, **{str(self._labels): y})
+        except IndexError as error:
+            most = "that it knows" if self.classes is None else f'0 ... {self.classes}, the last for "not stated"'
+            raise ValueError(
+                f"the adapted {name}, called with labels {int(y.min())} ... {int(y.max())}, failed: {error}; it must take "
+                f"the labels {most}."
+            ) from error
 
 
 def adapt(
@@ -91,6 +139,7 @@ def adapt(
     noise: Schedule | None = None,
     labels: str | None = None,
     label: int | None = None,
+    classes: int | None = None,
     output: Callable[[Any], torch.Tensor] | None = None,
 ) -> Adapted:
     """Wrap any module for `train`, `LearnedDiffusion` and the rest.
@@ -102,13 +151,16 @@ def adapt(
     time : {"t", "steps", "lam", "sigma"}
         What it takes for the time, see the table of `thermodiff.learned.adapters`.
     steps : int
-        For "steps": how many there are.
+        For "steps": how many there are.  Step k stands for t = (k + 1) / steps; earlier times than those are refused.
     noise : Schedule, optional
-        For "lam" and "sigma": the schedule.
+        For "lam" and "sigma": the schedule.  For "steps" it gives the log-SNR that the steps cover, as ``window``.
     labels : str, optional
         Name of the keyword for class labels, if the module takes them.
     label : int, optional
-        The class that is meant where the caller names none.
+        The class that is meant where the caller names none; default ``classes``, if that is given.
+    classes : int, optional
+        Number of classes, to train with the labels of `Images`, 0 ... classes - 1.  The module must take one label more,
+        ``classes``, for "not stated": `train` shows it that in place of one label in ten.
     output : callable, optional
         Picks the tensor out of what the module returns, as in ``lambda out: out.sample``.
 
@@ -120,18 +172,23 @@ def adapt(
     if not isinstance(module, nn.Module):
         raise TypeError(f"adapt: module must be a torch module, got {type(module).__name__}.")
     steps = count("steps", steps)
-    if label is not None and labels is None:
-        raise ValueError(f"adapt: label={label!r} needs labels=, the keyword by which the module takes it.")
+    if labels is None and (label is not None or classes is not None):
+        given = f"label={label!r}" if label is not None else f"classes={classes!r}"
+        raise ValueError(f"adapt: {given} needs labels=, the keyword by which the module takes them.")
+    classes = None if classes is None else count("classes", classes)
+    label = classes if label is None else count("label", label, 0, classes)
     if choice("time", time, TIMES) in ("lam", "sigma") and not isinstance(noise, Schedule):
         raise ValueError(f"adapt: time={time!r} needs noise=, the schedule, as in noise=VP().")
+    return Adapted(module, _clock(time, steps, noise), labels, label, output, classes)
+
+
+def _clock(time: str, steps: int, noise: Schedule | None) -> Clock:
     if time == "t":
-        clock: Clock = _same
-    elif time == "steps":
-        clock = _Steps(steps)
-    else:
-        assert noise is not None
-        clock = _Kernel(noise, time)
-    return Adapted(module, clock, labels, None if label is None else count("label", label, 0), output)
+        return _same
+    if time == "steps":
+        return _Steps(steps, noise)
+    assert noise is not None
+    return _Kernel(noise, time)
 
 
 def _same(t: torch.Tensor) -> torch.Tensor:
@@ -139,13 +196,34 @@ def _same(t: torch.Tensor) -> torch.Tensor:
 
 
 class _Steps:
-    """Times to the nearest of ``steps`` integers; step k stands for t = (k + 1) / steps."""
+    """Times to the nearest of ``steps`` integers; step k stands for t = (k + 1) / steps, other times than those not."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, noise: Schedule | None) -> None:
         self.steps = steps
+        self.window: tuple[float, float] | None = None
+        if noise is not None:
+            low, high = (float(edge) for edge in noise.lam(np.array([1.0, 1.0 / steps])))
+            low = low if np.isfinite(low) else LAM_NOISE  # where no signal is left at t = 1
+            self.window = (low, high) if low < high else None
 
     def __call__(self, t: torch.Tensor) -> torch.Tensor:
-        return torch.clamp(torch.round(t * self.steps) - 1.0, 0.0, self.steps - 1.0).to(torch.int64)
+        place = t * self.steps
+        if not torch.compiler.is_compiling():  # which cannot look at numbers; an account does not compile
+            self._check(place)
+        return torch.clamp(torch.round(place) - 1.0, 0.0, self.steps - 1.0).to(torch.int64)
+
+    def _check(self, place: torch.Tensor) -> None:
+        """Refuse times at which the module could only be asked for those of its first step."""
+        first, last = float(place.min()), float(place.max())
+        if not (first >= 1.0 - _SLACK and last <= self.steps * (1.0 + _SLACK)):
+            known, more = "", ", which adapt(noise=) gives as window"
+            if self.window is not None:
+                known, more = f", log-SNR {self.window[0]:.4f} ... {self.window[1]:.4f}", ""
+            raise ValueError(
+                f"the module knows the steps 0 ... {self.steps - 1}, which cover t = {1.0 / self.steps:g} ... 1{known}; it "
+                f"was asked at t = {first / self.steps:g} ... {last / self.steps:g}. State a window inside, "
+                f"lam=(low, high){more}."
+            )
 
 
 class _Kernel:

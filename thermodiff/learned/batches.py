@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
 from thermodiff._check import array
-from thermodiff.learned.images import Images
+from thermodiff.learned.images import Images, plain_array, to_float32
 from thermodiff.learned.losses import likelihood_weight
 from thermodiff.learned.networks import torch_generator
 from thermodiff.learned.predict import tensor_row
@@ -42,13 +43,15 @@ class Source:
     Parameters
     ----------
     data : object or array
-        Has ``sample(n, rng=)``, ``mean()`` and ``covariance()``; or `Images`; or an array (n, d) or (n, channels, height,
-        width).
+        Has ``sample(n, rng=)``, ``mean()`` and ``covariance()``; or `Images`, not empty; or an array (n, d) or (n,
+        channels, height, width).  Grey levels need `Images`, which says what they mean.
     """
 
     def __init__(self, data: Any) -> None:
         self._law = data if hasattr(data, "sample") and hasattr(data, "covariance") else None
         self._images = data if isinstance(data, Images) else None
+        if self._images is not None and not len(self._images):
+            raise ValueError(f"data is empty, {data!r}; give at least one image.")
         self._points = None if self._law is not None or self._images is not None else _stored(data)
         self.shape: tuple[int, ...] = tuple(self.draw(1, np.random.default_rng(0)).shape[1:])
         """Shape of one sample."""
@@ -117,12 +120,21 @@ class Source:
 
 
 def _stored(data: Any) -> torch.Tensor:
-    values = np.asarray(data)
+    if isinstance(data, Dataset):
+        raise TypeError(
+            f"data is a torch dataset, {type(data).__name__}; wrap it as Images(dataset), or, if it holds points, pass "
+            "them as an array (n, d)."
+        )
+    values = plain_array(data)
+    if values.ndim == 4 and values.dtype.kind in "iub":
+        raise TypeError(
+            f"the images are of type {values.dtype}, whose scale is not said; pass Images(values, span=(0, 1)), or divide."
+        )
     if values.ndim == 4 and values.dtype == np.float32 and np.isfinite(values).all() and values.size:
         return torch.from_numpy(np.ascontiguousarray(values))  # images keep their type: no copy
     ndim = 4 if values.ndim == 4 else 2
-    stored = array("data", data, "(n, d) or (n, channels, height, width)", ndim)
-    return torch.from_numpy(stored).to(torch.float32)
+    given = values if isinstance(data, torch.Tensor) else data
+    return torch.from_numpy(to_float32("data", array("data", given, "(n, d) or (n, channels, height, width)", ndim)))
 
 
 class LamProposal:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from thermodiff.learned.field import is_full
 from thermodiff.learned.networks import keep_schedules_uncompiled
 from thermodiff.learned.parallel import Processes
 
@@ -62,7 +63,15 @@ class Caller:
         return self
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        if not self._low:
-            return self._module(x, t, *self._labels)
-        with torch.autocast(self._device.type, torch.bfloat16):
-            return self._module(x, t, *self._labels).to(x.dtype)
+        try:
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._low):
+                return self._module(x, t, *self._labels).to(x.dtype)
+        except (RuntimeError, TypeError, IndexError, AttributeError) as error:
+            if is_full(error):
+                raise
+            call, labels = (
+                ("net(x, t, y)", f", labels y {tuple(self._labels[0].shape)}") if self._labels else ("net(x, t)", "")
+            )
+            raise ValueError(
+                f"the network, called as {call} with x {tuple(x.shape)}, t {tuple(t.shape)}{labels}, failed: {error}"
+            ) from error

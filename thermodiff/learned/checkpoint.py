@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,7 @@ def save_weights(
     """
     weights, sidecar = _files(path)
     weights.parent.mkdir(parents=True, exist_ok=True)
-    content = save({name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()})
+    content = save(own_tensors(net.state_dict()))
     schedule = noise if noise is not None else getattr(net, "noise", None)
     record = {
         "format": FORMAT,
@@ -90,12 +92,40 @@ def load_weights(net: nn.Module, path: str | PathLike[str]) -> dict[str, Any]:
     schedule = _schedule(record.get("noise"), sidecar)
     tensors = tensors_of(content, weights)
     try:
-        net.load_state_dict(tensors)
+        fill(net, tensors)
     except RuntimeError as error:
         raise ValueError(f"{weights} does not fit the network: {str(error).splitlines()[-1].strip()}") from None
     if hasattr(net, "noise"):
         net.noise = schedule  # pyright: ignore[reportArgumentType]
     return record
+
+
+def own_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies on the CPU, each with memory of its own: safetensors refuses names that share it, as tied weights do."""
+    shape = torch.contiguous_format
+    return {name: value.detach().to("cpu", copy=True, memory_format=shape) for name, value in tensors.items()}
+
+
+def fill(net: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Load ``tensors`` into ``net``.
+
+    Raises
+    ------
+    RuntimeError
+        They do not fit; also where names that share memory in ``net`` have different values in ``tensors``.
+    """
+    net.load_state_dict(tensors)
+    held = net.state_dict()
+    homes = Counter(value.untyped_storage().data_ptr() for value in held.values())
+    for name, value in held.items():
+        tied = homes[value.untyped_storage().data_ptr()] > 1
+        if tied and bytes_of(value) != bytes_of(tensors[name].to(value.dtype)):
+            raise RuntimeError(f"{name} shares memory with another tensor of the network, which has other values there.")
+
+
+def bytes_of(tensor: torch.Tensor) -> bytes:
+    """The bytes of the numbers, in order; nan equals nan here."""
+    return tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _files(path: str | PathLike[str]) -> tuple[Path, Path]:
@@ -129,21 +159,22 @@ def _read(file: Path) -> bytes:
 
 
 def _record(sidecar: Path) -> dict[str, Any]:
+    content = _read(sidecar)
     try:
-        record = json.loads(_read(sidecar))
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        record = json.loads(content)
+    except (ValueError, RecursionError):  # the second where it is nested too deeply
         raise ValueError(f"{sidecar} is not a JSON file; it is damaged or not written by thermodiff.") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ValueError(f"{sidecar} is not a weights record of format {FORMAT!r}; save the weights again.")
     return record
 
 
-def tensors_of(content: bytes, file: Path) -> dict[str, torch.Tensor]:
-    """The tensors in the content of a safetensors file."""
+def tensors_of(content: bytes, file: Path, advice: str = "save the weights again") -> dict[str, torch.Tensor]:
+    """The tensors in the content of a safetensors file; where it is none, the error ends with ``advice``."""
     try:
         return load(content)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is not a safetensors file ({error}); save the weights again.") from None
+    except (SafetensorError, KeyError) as error:  # the second for a type of numbers that Torch lacks
+        raise ValueError(f"{file} is not a safetensors file ({error}); {advice}.") from None
 
 
 def _schedule(entry: Any, sidecar: Path) -> Schedule | None:
@@ -152,7 +183,7 @@ def _schedule(entry: Any, sidecar: Path) -> Schedule | None:
     try:
         parameters = dict(entry)
         return SCHEDULES[parameters.pop("schedule")](**parameters)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{sidecar} names a schedule that cannot be built ({error}): {entry!r}.") from None
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class Images:
     values : array, Tensor or dataset
         Shape (n, height, width), (n, channels, height, width) or, for arrays, (n, height, width, channels): an axis of
         1 to 4 next to the first is read as channels before one at the end.  Type uint8 for grey levels, else float.  A
-        dataset has ``len`` and items that are images or pairs (image, label).
+        dataset has ``len`` and items that are images, pairs (image, label), or tuples with an image alone.
     labels : array (n,) of int, optional
         Classes, counted from 0.
     span : (float, float)
@@ -86,7 +87,9 @@ class Images:
     @property
     def classes(self) -> int | None:
         """Number of classes, one more than the largest label."""
-        return None if self.labels is None else int(self.labels.max()) + 1
+        if self.labels is None:
+            return None
+        return int(self.labels.max()) + 1 if len(self.labels) else 0  # a part may be empty
 
     @property
     def cell(self) -> float:
@@ -178,16 +181,32 @@ def read_images(
     path = Path(source)
     arrays = _arrays(path)
     if "train_images" in arrays and "test_images" in arrays:
+        _check_names(path, arrays, ["train_images", "test_images"])
         first, second = (_part(path, arrays, name, options) for name in ("train_images", "test_images"))
         if first.shape != second.shape or first.quantised != second.quantised:
             raise ValueError(f"{path}: train_images {first!r} and test_images {second!r} differ in size or type.")
         return first, second
     names = [name for name in arrays if name not in _LABELS.values()]
     if "images" not in arrays and len(names) != 1:
-        shapes = {name: value.shape for name, value in arrays.items()}
-        raise ValueError(f"{path} must hold 'images', or 'train_images' and 'test_images', or one array; it holds {shapes}.")
+        shapes = {name: np.shape(value) for name, value in arrays.items()}
+        raise ValueError(
+            f"{path} must hold 'images', or 'train_images' and 'test_images', or one array; labels go into 'labels', "
+            f"or into 'train_labels' and 'test_labels'. It holds {shapes}; rename them."
+        )
     name = "images" if "images" in arrays else names[0]
+    _check_names(path, arrays, [name])
     return _part(path, arrays, name, options).split(held_out, rng=rng)
+
+
+def _check_names(path: Path, arrays: dict[str, npt.NDArray[Any]], chosen: list[str]) -> None:
+    """Refuse labels that would be ignored because of their name."""
+    wanted = [_LABELS.get(name, "labels") for name in chosen]
+    # Labels of other images in the file are no mistake, nor are further ones where all that are wanted are there.
+    stray = [name for images, name in _LABELS.items() if name in arrays and name not in wanted and images not in arrays]
+    if stray and not set(wanted) <= set(arrays):
+        raise ValueError(
+            f"{path} holds {stray}, but labels of {' and '.join(chosen)} are read from {' and '.join(wanted)}; rename them."
+        )
 
 
 def _part(path: Path, arrays: dict[str, npt.NDArray[Any]], name: str, options: dict[str, Any]) -> Images:
@@ -203,8 +222,12 @@ def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     if not path.is_file():
         raise ValueError(f"there is no file {path}.")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):  # such as a single array that was renamed
+                raise ValueError("it is not an archive")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, KeyError, RuntimeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{path} cannot be read as an .npz of plain arrays ({error}); write it with numpy.savez(file, images=...)."
@@ -221,22 +244,71 @@ def _digits(options: dict[str, Any]) -> Images:
 
 
 def _collect(dataset: Any, labels: Any) -> tuple[npt.NDArray[Any], Any]:
-    """Images, and labels if there, of a dataset whose items are images or pairs."""
+    """Images, and labels if there, of a dataset; see `_entries` for its items."""
+    if isinstance(dataset, Mapping) or not hasattr(dataset, "__len__"):
+        raise TypeError(
+            f"images must be an array, or a dataset with len and items 0, 1, 2, ..., got {type(dataset).__name__}; "
+            "pass an array of images, or a list of them."
+        )
     if len(dataset) == 0:
         raise ValueError("the dataset of images is empty; give at least 2.")
-    items = [dataset[k] for k in range(len(dataset))]
-    if isinstance(items[0], tuple):
-        labels = [int(item[1]) for item in items] if labels is None else labels
-        items = [item[0] for item in items]
-    arrays = [np.asarray(item) for item in items]
+    items = [_entries(dataset[k]) for k in range(len(dataset))]
+    if labels is None and any(label is not None for _, label in items):
+        labels = [_whole(label) for _, label in items]
+    arrays = [plain_array(image) for image, _ in items]
     shapes = {value.shape for value in arrays}
     if len(shapes) > 1:
         raise ValueError(f"the images of the dataset have different shapes, {sorted(shapes)[:3]}; bring them to one.")
     return np.stack(arrays), labels
 
 
+def _entries(item: Any) -> tuple[Any, Any]:
+    """Image and label, None where there is none, of an item of a dataset."""
+    # A list of lists is an image, given row by row.
+    if isinstance(item, tuple) or (isinstance(item, list) and not all(isinstance(entry, list) for entry in item)):
+        if len(item) in (1, 2):
+            return item[0], item[1] if len(item) == 2 else None
+        got = f"a {type(item).__name__} of {len(item)} entries"
+    elif isinstance(item, Mapping):
+        got = f"a {type(item).__name__} with keys {list(item)}"
+    else:
+        return item, None
+    raise ValueError(
+        f"an item of the dataset must be an image, (image,) or (image, label), got {got}; make it one of these, or pass "
+        "arrays, as in Images(values, labels)."
+    )
+
+
+def _whole(label: Any) -> int:
+    try:
+        return int(label)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"an item of the dataset has a label of type {type(label).__name__} that is not a single number; labels must be "
+            "whole numbers, counted from 0."
+        ) from None
+
+
+def plain_array(values: Any) -> npt.NDArray[Any]:
+    """``values`` as an array; a tensor of a type that NumPy lacks, such as bfloat16, as float32."""
+    if not isinstance(values, torch.Tensor):
+        return np.asarray(values)
+    values = values.detach().cpu()
+    return (values.float() if values.is_floating_point() and values.dtype != torch.float64 else values).numpy()
+
+
+def to_float32(name: str, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """A copy of finite ``values`` as float32, C-contiguous; refused where they exceed its range."""
+    with np.errstate(over="ignore"):  # refused here
+        result = np.array(values, dtype=np.float32, order="C")
+    bad = int(np.count_nonzero(~np.isfinite(result)))
+    if bad:
+        raise ValueError(f"{name}: {bad} values exceed the range of float32, 3.4e38; rescale them to about unit size.")
+    return result
+
+
 def _channels_first(values: Any) -> torch.Tensor:
-    plain = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    plain = plain_array(values)
     if plain.dtype != np.uint8 and plain.dtype.kind not in "fiub":
         raise TypeError(f"images must be numbers, got type {plain.dtype}.")
     if plain.dtype.kind in "iub" and plain.dtype != np.uint8:
@@ -255,7 +327,7 @@ def _channels_first(values: Any) -> torch.Tensor:
     bad = int(np.count_nonzero(~np.isfinite(plain)))
     if bad:
         raise ValueError(f"the images hold {bad} values that are nan or infinite; remove them.")
-    return torch.from_numpy(np.array(plain, dtype=np.float32, order="C"))
+    return torch.from_numpy(to_float32("the images", plain))
 
 
 def _labels(labels: Any, n: int) -> torch.Tensor:

@@ -82,7 +82,7 @@ def log_prob(
     *,
     divergence: str = "exact",
     count_probes: int = 16,
-    prior: str = "equilibrium",
+    prior: str | None = None,
     lam: tuple[float, float] | None = None,
     tol: float = 1e-6,
     rng: Any = None,
@@ -98,8 +98,9 @@ def log_prob(
         Exact up to d = 64; else from random signs, which stay the same along a path, so that the mean is unbiased.
     count_probes : int
         Vectors of random signs for each point, at least 2.
-    prior : {"equilibrium", "marginal"}
-        At the noise end: what the model generates from, or the exact p_T where the law of the data is known.
+    prior : {"equilibrium", "marginal"}, optional
+        At the noise end: what the model generates from, or the exact p_T.  Default: p_T where the law of the data is
+        known, as for `td.log_prob` and `td.reverse`; for samples the equilibrium.
     lam : (float, float), optional
         Log-SNR window; default that of an account.
     tol : float
@@ -119,6 +120,7 @@ def log_prob(
         Where steps get too short: the network is not smooth at its precision, or not finite.
     """
     choice("divergence", divergence, ("exact", "hutchinson"))
+    prior = prior or ("marginal" if isinstance(model.data, Density) else "equilibrium")
     choice("prior", prior, ("equilibrium", "marginal"))
     if divergence == "exact" and model.dim > MOST_EXACT:
         raise ValueError(f'the exact divergence takes d = {model.dim} backward passes; pass divergence="hutchinson".')

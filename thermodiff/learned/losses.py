@@ -53,7 +53,10 @@ def squared_residual(
     """
     alpha: Any = row.alpha
     x = alpha * x0 + row.sigma * z
-    b = dimensionless_score(predicts, ask(net, predicts, x, row), x, row, noise)
+    output = ask(net, predicts, x, row)
+    if output.shape != x.shape:
+        raise ValueError(f"the network must return the shape of x, {tuple(x.shape)}, got {tuple(output.shape)}.")
+    b = dimensionless_score(predicts, output, x, row, noise)
     return (b + z).square().flatten(1).sum(1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,9 @@ class LearnedDiffusion:
         unknown law it has "medium", "neural" and "denoising".  An array (n, d) or (n, channels, height, width) is taken
         as Samples; grey levels (uint8) need `Images`, which says what they mean.
     noise : Schedule
-    predicts : {"entropy", "score", "eps", "x0", "v", "flow", "edm"}
-        What the network gives; see `thermodiff.learned.predict`.
+    predicts : {"entropy", "score", "eps", "x0", "v", "flow", "edm"}, optional
+        What the network gives; see `thermodiff.learned.predict`.  Default: ``net.predicts``, which `train` sets, or
+        "entropy".
     batch : int, optional
         Samples in one call of the network; default 8192, fewer for data of more than 16 numbers.  It is halved where
         memory is short.
@@ -61,7 +63,7 @@ class LearnedDiffusion:
         data: Any,
         noise: Schedule,
         *,
-        predicts: str = "entropy",
+        predicts: str | None = None,
         batch: int | None = None,
         shape: tuple[int, ...] | None = None,
     ) -> None:
@@ -72,7 +74,13 @@ class LearnedDiffusion:
         self.net = net
         self.data, own = flattened(data)
         self.noise = noise
-        self.predicts = choice("predicts", predicts, PREDICTS)
+        own_noise = getattr(net, "noise", None)
+        if isinstance(own_noise, Schedule) and own_noise.to_dict() != noise.to_dict():
+            raise ValueError(
+                f"the network belongs to {own_noise!r}, the diffusion is that of {noise!r}; give noise=net.noise, or a "
+                "network that was trained for this schedule."
+            )
+        self.predicts = choice("predicts", predicts or getattr(net, "predicts", None) or "entropy", PREDICTS)
         self.shape = own if shape is None else tuple(shape)
         if math.prod(self.shape) != self.dim:
             raise ValueError(f"shape {self.shape} has {math.prod(self.shape)} numbers, the data has d = {self.dim}; fit it.")
@@ -143,9 +151,23 @@ class LearnedDiffusion:
         return accounting_window(self.noise, True, self.data.label, lam, times)
 
     def score(self, x: npt.ArrayLike, t: float) -> FloatArray:
-        """The learned score grad log p_theta at points (n, d) and time t > 0; (n, d)."""
+        """The learned score grad log p_theta at points (n, d), or (n, ...) as `shape` says, and time t > 0; as x."""
         row = Row(*(float(value) for value in self.noise.at(self.noise.lam(above("t", t, 0.0, "sigma would vanish")))))
-        return self.field.values(points("x", x, self.dim), row) / row.sigma
+        given = self._points(x)
+        return (self.field.values(given.reshape(-1, self.dim), row) / row.sigma).reshape(given.shape)
+
+    def _points(self, x: npt.ArrayLike) -> FloatArray:
+        """``x`` checked: points (n, d), or (n, ...) in the shape of the samples."""
+        if len(self.shape) == 1:
+            return points("x", x, self.dim)
+        needed = f"(n, {self.dim}) or (n, {', '.join(map(str, self.shape))})"
+        ndim = 2
+        with suppress(ValueError):  # lists that are no array are refused below
+            ndim = max(2, np.ndim(x))
+        checked = array("x", x, needed, 2 if ndim == 2 else 1 + len(self.shape))
+        if checked.shape[1:] not in ((self.dim,), self.shape):
+            raise ValueError(f"x must have shape {needed}, got {checked.shape}; one row for each sample.")
+        return checked
 
     def sample(self, n: int, **options: Any) -> FloatArray:
         """``n`` generated samples (n, ...), by the reverse process from the prior; options of `sampling.sample`."""

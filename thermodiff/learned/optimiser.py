@@ -40,12 +40,14 @@ class Optimiser:
         self._warm_up = max(1, min(_WARM_UP, steps // 10)) if decay else _WARM_UP
         self._norm: torch.Tensor | None = None
 
-    def step(self, loss: torch.Tensor, step: int) -> None:
-        """Update the weights and their average, in step number ``step``, counted from 1."""
+    def clear(self) -> None:
+        """Let go of the gradients."""
+        self._adam.zero_grad()
+
+    def step(self, step: int) -> None:
+        """Update the weights by their gradients, and the average, in step number ``step``, counted from 1."""
         for group in self._adam.param_groups:
             group["lr"] = self.rate(step)
-        self._adam.zero_grad()
-        loss.backward()
         self._clip()
         self._adam.step()
         with torch.no_grad():

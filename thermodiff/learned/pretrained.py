@@ -95,8 +95,8 @@ class Pretrained(Adapted):
     """
 
     def __init__(self, module: nn.Module, table: NoiseTable, predicts: str, classes: int | None) -> None:
-        super().__init__(module, table, "class_labels", output=_sample)
-        self.predicts, self.noise, self.window, self.classes = predicts, table.noise, table.window, classes
+        super().__init__(module, table, "class_labels", output=_sample, classes=classes)
+        self.predicts, self.noise, self.window = predicts, table.noise, table.window
 
 
 def from_diffusers(folder: str | PathLike[str]) -> Pretrained:
@@ -118,20 +118,42 @@ def from_diffusers(folder: str | PathLike[str]) -> Pretrained:
     model, scheduler = _config(parts[0] / "config.json"), _config(parts[1] / "scheduler_config.json")
     if model.get("_class_name") != "UNet2DModel":
         raise ValueError(f"{parts[0]} holds a {model.get('_class_name')}; only UNet2DModel is read.")
-    predicts = PREDICTIONS.get(scheduler.get("prediction_type", "epsilon"))
-    if predicts is None:
-        raise ValueError(f"{parts[1]}: prediction_type {scheduler['prediction_type']!r} is not one of {list(PREDICTIONS)}.")
+    kind = scheduler.get("prediction_type", "epsilon")
+    if not isinstance(kind, str) or kind not in PREDICTIONS:
+        raise ValueError(f"{parts[1]}: prediction_type {kind!r} is not one of {list(PREDICTIONS)}.")
     try:
         diffusers: Any = import_module("diffusers")
     except ImportError:
         raise ImportError("models of diffusers need that library; install it: pip install 'thermodiff[diffusers]'") from None
     table = _table(diffusers, parts[1], scheduler)
+    return Pretrained(_unet(diffusers, parts[0]), table, PREDICTIONS[kind], model.get("num_class_embeds")).eval()
+
+
+def _unet(diffusers: Any, folder: Path) -> nn.Module:
+    """The model, all of whose weights come from the file: diffusers draws at random what is missing there."""
     try:
-        unet = diffusers.UNet2DModel.from_pretrained(str(parts[0]), local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{parts[0]} holds no weights of a UNet2DModel as safetensors ({reason}).") from None
-    return Pretrained(unet, table, predicts, model.get("num_class_embeds")).eval()
+        unet, found = diffusers.UNet2DModel.from_pretrained(
+            str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # of any kind: it comes from whatever the folder holds
+        raise ValueError(
+            f"{folder}: no UNet2DModel can be built of config.json and weights as safetensors ({_reason(error)}); save the "
+            "model again."
+        ) from None
+    for key, what in (("missing_keys", "lack"), ("unexpected_keys", "hold, beside those of the model,")):
+        names = sorted(found[key])
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValueError(f"{folder}: the weights {what} {names[0]}{more}; save the model again, or fit config.json.")
+    for name, value in unet.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{folder}: the weights hold nan or infinite numbers, in {name}; save the model again.")
+    return unet
+
+
+def _reason(error: Exception) -> str:
+    """The kind of an error and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['nothing said'])[0]}"
 
 
 def _sample(out: Any) -> torch.Tensor:
@@ -142,13 +164,18 @@ def _table(diffusers: Any, folder: Path, config: dict[str, Any]) -> NoiseTable:
     kind: Any = getattr(diffusers, str(config.get("_class_name")), None)
     if not hasattr(kind, "from_config"):
         raise ValueError(f"{folder} names the scheduler {config.get('_class_name')!r}, which diffusers does not have.")
-    scheduler = kind.from_config(config)
+    try:
+        scheduler = kind.from_config(config)
+    except Exception as error:  # of any kind: it comes from whatever the file holds
+        raise ValueError(
+            f"{folder}: scheduler_config.json gives no {config['_class_name']} ({_reason(error)}); correct the entry."
+        ) from None
     cumulative = getattr(scheduler, "alphas_cumprod", None)
     if cumulative is None:
         raise ValueError(f"{folder}: {config['_class_name']} has no table alphas_cumprod; only such schedulers are read.")
     try:
         return NoiseTable(cumulative)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{folder}: {error}") from None
 
 
@@ -157,7 +184,7 @@ def _config(path: Path) -> dict[str, Any]:
         raise ValueError(f"there is no file {path}; give the folder of a model saved by diffusers.")
     try:
         record = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the second where it is nested too deeply
         raise ValueError(f"{path} is not JSON ({error}).") from None
     if not isinstance(record, dict):
         raise ValueError(f"{path} must hold an object, it holds {type(record).__name__}.")

@@ -6,11 +6,13 @@ For every density, with x = alpha x_0 + sigma z and c a vector whose mean given 
 
 They are tried at a few log-SNR, from noise to the finest structures.  A network that fails them may be a poor one, which
 is no reason to refuse its ledger; it is refused where another reading of the same output passes them, is nearer to c, and
-owes that to the output (a network that gives zero is near a good "v" of data of unit variance, and knows nothing).
+owes that to the output (a network that gives zero is near a good "v" of data of unit variance, and knows nothing).  Where
+another reading passes no better but is at less than half of the distance, which is the loss of training, there is a warning.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +36,8 @@ FAILS, PASSES = 0.15, 0.10
 """Size of the two means, relative to E|c|^2 and the rms of x, beyond which a reading fails, and below which it passes."""
 NEARER, OWED = 0.02, 0.05
 """By how much another reading must be nearer to c, at some lam and with the output than without, in units of E|c|^2."""
+MUCH_NEARER, MUCH_BETTER = 0.1, 3.0
+"""The same, and the ratio of failures, where the stated reading does not fail."""
 
 _KEY = np.array([0x7468, 0x6469], dtype=np.uint32)
 
@@ -54,7 +58,7 @@ class Fit(NamedTuple):
 
 
 def check_reading(field: Field, data: Density | Samples) -> None:
-    """Refuse a ``predicts`` that is plainly not what the network gives.
+    """Refuse a ``predicts`` that is plainly not what the network gives, and warn of one that is probably not.
 
     Raises
     ------
@@ -64,34 +68,66 @@ def check_reading(field: Field, data: Density | Samples) -> None:
     draws = [_draws(field, data, node, lam) for node, lam in enumerate(_levels(field, data))]
     outputs = _outputs(field, draws, field.predicts)
     stated = _fit(field, draws, outputs, field.predicts)
-    if not stated.scale > FAILS:
-        return
-    found: dict[str, float] = {}
-    for other in PREDICTS:
-        if other != field.predicts and "edm" not in (other, field.predicts):
-            found |= _candidate(field, draws, outputs, other, stated)
-    try:
-        asked_otherwise = _outputs(field, draws, "x0" if field.predicts == "edm" else "edm")
-    except Exception:
-        asked_otherwise = None  # A network that cannot be asked so is not of that kind.
-    for other in PREDICTS:
-        if asked_otherwise is not None and (other == "edm") != (field.predicts == "edm"):
-            found |= _candidate(field, draws, asked_otherwise, other, stated)
-    if found:
-        best = min(found, key=lambda name: found[name])
+    if not np.isfinite(stated.scale):
+        return  # The account says where.
+    others = _other_readings(field, draws, outputs)
+    better = {name: fit for name, fit in others.items() if _is_better(stated, fit)}
+    likely = {name: fit for name, fit in others.items() if _is_likelier(stated, fit)}
+    name, said = type(field.net).__name__, f"read as predicts={field.predicts!r}"
+    if better:
+        best = _nearest(better)
         raise ValueError(
-            f"the output of {type(field.net).__name__}, read as predicts={field.predicts!r}, has not the scale of a score "
+            f"the output of {name}, {said}, has not the scale of a score "
             f"(E b.c / E b.b should be 1 at every noise level); read as {best!r} it has. Pass predicts={best!r}."
+        )
+    if likely:
+        best = _nearest(likely)
+        ratio = stated.distance.mean() / likely[best].distance.mean()
+        warnings.warn(
+            f"the output of {name}, {said}, is far from a score; read as {best!r} its denoising loss would be {ratio:.1f} "
+            "times smaller. Either predicts= is wrong, or the network has learned little.",
+            stacklevel=2,
         )
 
 
-def _candidate(field: Field, draws: list[Draws], outputs: list[torch.Tensor], name: str, stated: Fit) -> dict[str, float]:
-    """``name`` with its distance to c, if it is a better reading than the stated one; nothing otherwise."""
+def _other_readings(field: Field, draws: list[Draws], outputs: list[torch.Tensor]) -> dict[str, Fit]:
+    """Those that owe their distance to the output."""
+    found: dict[str, Fit] = {}
+    for name in PREDICTS:
+        if name != field.predicts and "edm" not in (name, field.predicts):
+            found |= _owed(field, draws, outputs, name)
+    try:
+        asked_otherwise = _outputs(field, draws, "x0" if field.predicts == "edm" else "edm")
+    except Exception:
+        return found  # A network that cannot be asked so is not of that kind.
+    for name in PREDICTS:
+        if (name == "edm") != (field.predicts == "edm"):
+            found |= _owed(field, draws, asked_otherwise, name)
+    return found
+
+
+def _owed(field: Field, draws: list[Draws], outputs: list[torch.Tensor], name: str) -> dict[str, Fit]:
+    """``name`` with its fit, if that is nearer than without the output; nothing otherwise."""
     fit = _fit(field, draws, outputs, name)
     without = _fit(field, draws, [torch.zeros_like(output) for output in outputs], name)
-    nearer = np.max(stated.distance - fit.distance) > NEARER
-    owed = without.distance.mean() - fit.distance.mean() > OWED
-    return {name: float(fit.distance.mean())} if fit.scale < PASSES and nearer and owed else {}
+    return {name: fit} if without.distance.mean() - fit.distance.mean() > OWED else {}
+
+
+def _is_better(stated: Fit, other: Fit) -> bool:
+    """Whether the stated reading is plainly the wrong one of the two."""
+    nearer = float(np.max(stated.distance - other.distance))
+    if stated.scale > FAILS:
+        return other.scale < PASSES and nearer > NEARER
+    return MUCH_BETTER * other.scale < min(stated.scale, MUCH_BETTER * PASSES) and nearer > MUCH_NEARER
+
+
+def _is_likelier(stated: Fit, other: Fit) -> bool:
+    """Whether the stated reading fails and is much further from c."""
+    return stated.scale > FAILS and 2.0 * other.distance.mean() < stated.distance.mean()
+
+
+def _nearest(fits: dict[str, Fit]) -> str:
+    return min(fits, key=lambda name: float(fits[name].distance.mean()))
 
 
 def _levels(field: Field, data: Density | Samples) -> FloatArray:

@@ -2,8 +2,8 @@
 
 One file, written under a temporary name and renamed, so that a killed process leaves the last whole one.  It holds the
 weights and buffers, their average, Adam's moments and the running norm of the gradient, as tensors; and in its header,
-as JSON, the step, what the training was called with, and a checksum.  No generator has to be kept: the draws of a step
-are functions of the key and the step.  Nothing is unpickled.
+as JSON, the step, what the training was called with, and a checksum of all of it.  No generator has to be kept: the draws
+of a step are functions of the key and the step.  Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import hashlib
 import json
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors.torch import save
 from torch import nn
 
-from thermodiff.learned.checkpoint import base_path, replace_file, tensors_of
+from thermodiff.learned.checkpoint import base_path, bytes_of, fill, own_tensors, replace_file, tensors_of
 from thermodiff.learned.optimiser import Optimiser
 
-FORMAT = "thermodiff-training-1"
+FORMAT = "thermodiff-training-2"
 """Name and version of the layout."""
 
 
@@ -46,8 +46,9 @@ class State:
         """Write the state after ``step`` steps."""
         tensors = {f"net.{name}": value for name, value in net.state_dict().items()}
         tensors |= {f"optimiser.{name}": value for name, value in optimiser.state().items()}
-        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        record = {"format": FORMAT, "step": step, "call": self.call, "sha256": _digest(tensors)}
+        tensors = own_tensors(tensors)
+        record: dict[str, Any] = {"format": FORMAT, "step": step, "call": self.call}
+        record["sha256"] = _digest(record, tensors)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         # The state of one run has one temporary name: what a killed process left is overwritten, not collected.
         replace_file(self.file, save(tensors, {"record": json.dumps(record)}), self.file.with_name(f".{self.file.name}.tmp"))
@@ -62,37 +63,37 @@ class State:
         """
         if not self.file.exists():
             return 0
-        content = self.file.read_bytes()
-        tensors = tensors_of(content, self.file)
-        record = self.record(content)
-        if record.get("sha256") != _digest(tensors):
-            raise ValueError(f"{self.file} does not match its checksum; it is damaged: delete it to start again.")
-        self._compare(record.get("call"))
-        parts: dict[str, dict[str, torch.Tensor]] = {"net": {}, "optimiser": {}}
-        for name, value in tensors.items():
-            parts[name.split(".", 1)[0]][name.split(".", 1)[1]] = value
+        record, tensors = self.read()
+        self._compare(record["call"])
+        weights, rest = (
+            {name.removeprefix(part): value for name, value in tensors.items() if name.startswith(part)}
+            for part in ("net.", "optimiser.")
+        )
         try:
-            net.load_state_dict(parts["net"])
-            optimiser.restore(parts["optimiser"])
+            fill(net, weights)
+            optimiser.restore(rest)
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{self.file} does not fit the network: {str(error).splitlines()[-1].strip()}") from None
         return int(record["step"])
 
-    def record(self, content: bytes) -> dict[str, Any]:
-        """What the header says beside the tensors: "step", "call", "sha256"."""
+    def read(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """What the header says ("step", "call", "sha256"), and the tensors; checked against each other."""
+        content = self.file.read_bytes()
+        tensors = tensors_of(content, self.file, "delete it to start again")
         length = int.from_bytes(content[:8], "little")
         try:
             record = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["record"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             record = None
-        if not isinstance(record, dict) or record.get("format") != FORMAT or not isinstance(record.get("step"), int):
+        if not _is_record(record):
             raise ValueError(
                 f"{self.file} is not the state of a training of format {FORMAT!r}; delete it, or save elsewhere."
             )
-        return record
+        if record.get("sha256") != _digest(record, tensors):
+            raise ValueError(f"{self.file} does not match its checksum; it is damaged: delete it to start again.")
+        return record, tensors
 
-    def _compare(self, stored: Any) -> None:
-        stored = stored if isinstance(stored, dict) else {}
+    def _compare(self, stored: dict[str, Any]) -> None:
         names = [name for name in self.call if stored.get(name) != self.call[name]]
         if names:
             told = "; ".join(f"{name} was {stored.get(name)!r}, now {self.call[name]!r}" for name in names[:3])
@@ -105,16 +106,27 @@ class State:
 def stored_key(path: str | PathLike[str]) -> list[int] | None:
     """The key of the draws of a training that was begun with ``rng=None``, from its state; None if there is none."""
     state = State(path, {}, 1)
-    if not state.file.exists():
-        return None
-    key = state.record(state.file.read_bytes())["call"].get("key")
-    return key if isinstance(key, list) else None
+    return state.read()[0]["call"]["key"] if state.file.exists() else None
 
 
-def _digest(tensors: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
+def _is_record(record: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether the header has the form that `State.save` gives it."""
+    if not isinstance(record, dict) or record.get("format") != FORMAT or not isinstance(record.get("call"), dict):
+        return False
+    key = record["call"].get("key")
+    return _is_count(record.get("step")) and isinstance(key, list) and len(key) == 2 and all(map(_is_count, key))
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 32
+
+
+def _digest(record: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
+    """The checksum of the tensors and of all that ``record`` says but the checksum itself."""
+    said = {name: value for name, value in record.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(bytes_of(value))
     return digest.hexdigest()

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from thermodiff._check import count, seed_words
-from thermodiff.learned.batches import Source, Stream
+from thermodiff.learned.batches import Batch, Source, Stream
 from thermodiff.learned.caller import Caller
 from thermodiff.learned.checkpoint import save_weights
+from thermodiff.learned.gradients import Gradients
 from thermodiff.learned.losses import denoising_loss
 from thermodiff.learned.optimiser import Optimiser
 from thermodiff.learned.parallel import processes
@@ -86,7 +87,7 @@ def train(
         Draw lam by importance, stratified, with paired noise; or t uniform in [1e-5, t_end - 1e-5] as published (then
         ``lam`` must not be given).
     predicts : str, optional
-        What the network predicts; default its own ``predicts``, or "entropy".
+        What the network predicts; default its own ``predicts``, or "entropy".  It is kept as ``net.predicts``.
     device : str or torch.device, optional
         Where to train; the network is moved there.  Default: where it is.
     precision : {"float32", "bf16"}
@@ -151,6 +152,7 @@ def train(
         )  # fmt: skip
         caller = Caller(net.train(), group, place, precision, compile, words)
         optimiser = Optimiser(net, rate, ema, steps, decay)  # after the weights of all processes have been made equal
+        gradients = Gradients(optimiser, group)
         state, done = None, 0
         if every is not None and checkpoint is not None:
             state = State(checkpoint, {**settings.record(net, source, noise), "key": words.tolist()}, every)
@@ -161,15 +163,21 @@ def train(
                 )
         with Report(steps, done, optimiser.rate, place, group, progress, metrics) as report, caller.own_randomness():
             for step in range(done + 1, steps + 1):
-                x0, z, row, weights, labels = stream(step - 1)
-                loss = denoising_loss(caller.at(step, labels), x0, z, row, noise, kind, weights)
-                optimiser.step(loss, step)
-                report.add(step, loss.detach())
+
+                def loss(part: Batch, step: int = step) -> torch.Tensor:
+                    x0, z, row, weights, labels = part
+                    return denoising_loss(caller.at(step, labels), x0, z, row, noise, kind, weights)
+
+                value = gradients(loss, stream(step - 1))
+                optimiser.step(step)
+                report.add(step, value)
                 if state is not None and (step % state.every == 0 or step == steps):
                     report.flush()  # where a loss is not finite nothing is saved
                     if group.first:
                         state.save(net, optimiser, step)
         optimiser.finish()
+        if getattr(net, "predicts", None) != kind:
+            net.predicts = kind  # pyright: ignore[reportArgumentType]  # What measures the network need not be told.
         if checkpoint is not None and group.first:
             save_weights(net, checkpoint, noise=noise, predicts=kind)
         group.wait()

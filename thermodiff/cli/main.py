@@ -292,7 +292,7 @@ def transport(
     plain: Annotated[
         bool,
         typer.Option(
-            "--plain", help="The published network, loss and times instead: 20 minutes of a core for each 51200 steps."
+            "--plain", help="The published network, loss and times instead: half an hour of a core for each 51200 steps."
         ),
     ] = False,
     workers: Annotated[

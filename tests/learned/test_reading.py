@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -149,6 +150,16 @@ def test_an_account_refuses_once_and_tries_once() -> None:
     assert 0 < sum(seen[3] for seen in counter.seen) <= 2 * 5 * 512
     model.try_out()
     assert len(counter.seen) == first
+
+
+def test_being_asked_for_times_that_do_not_exist_is_not_shown() -> None:
+    """As an EDM denoiser a network gets sigma / alpha for its time, beyond 1 at the noise end."""
+    net = ControlMLP(2, rng=0)
+    net.precondition(LAW.mean(), LAW.covariance(), StraightLine())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        LearnedDiffusion(net, LAW, StraightLine()).try_out()
+    assert not [one for one in caught if issubclass(one.category, RuntimeWarning)]
 
 
 def test_few_samples_of_images_are_asked() -> None:

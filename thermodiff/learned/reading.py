@@ -97,7 +97,8 @@ def _other_readings(field: Field, draws: list[Draws], outputs: list[torch.Tensor
         if name != field.predicts and "edm" not in (name, field.predicts):
             found |= _owed(field, draws, outputs, name)
     try:
-        asked_otherwise = _outputs(field, draws, "x0" if field.predicts == "edm" else "edm")
+        with np.errstate(all="ignore"):  # a network that takes times may get such as it cannot have
+            asked_otherwise = _outputs(field, draws, "x0" if field.predicts == "edm" else "edm")
     except Exception:
         return found  # A network that cannot be asked so is not of that kind.
     for name in PREDICTS:

@@ -176,7 +176,7 @@ def train(
                     if group.first:
                         state.save(net, optimiser, step)
         optimiser.finish()
-        if getattr(net, "predicts", None) != kind:
+        if getattr(net, "predicts", None) != kind and not isinstance(getattr(type(net), "predicts", None), property):
             net.predicts = kind  # pyright: ignore[reportArgumentType]  # What measures the network need not be told.
         if checkpoint is not None and group.first:
             save_weights(net, checkpoint, noise=noise, predicts=kind)

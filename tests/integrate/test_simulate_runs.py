@@ -52,6 +52,12 @@ def test_progress_counts_the_tasks() -> None:
     assert seen == [(k, 7) for k in range(1, 8)]
 
 
+def test_a_small_ensemble_of_long_paths_is_dealt_out_block_by_block() -> None:
+    seen = []
+    td.simulate(WELL, X0, 10.0, 1e-3, rng=0, progress=lambda done, tasks: seen.append((done, tasks)))
+    assert seen == [(k, 7) for k in range(1, 8)]
+
+
 def test_states_written_to_a_file(whole: td.Path, tmp_path: Path) -> None:
     target = tmp_path / "new folder" / "states.npy"
     path = td.simulate(WELL, X0, out=target, **GIVEN)

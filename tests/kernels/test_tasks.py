@@ -8,7 +8,7 @@ import pytest
 from packed_laws import LAWS
 
 from thermodiff.kernels.jit import LANES
-from thermodiff.kernels.tasks import Ranged, at_points, over_blocks
+from thermodiff.kernels.tasks import MOST_BLOCKS, TASK_STEPS, Ranged, at_points, blocks_per_task, over_blocks
 
 
 def indices(first: int, last: int) -> np.ndarray:
@@ -66,3 +66,15 @@ def test_at_points_gives_one_row_for_each_point(n: int) -> None:
     assert whole.flags.c_contiguous
     single = at_points(law.score, law.params, (0.7, 0.4, 0.0, 1.0), x[n - 1 :], 4)
     np.testing.assert_array_equal(whole[-1:], single)
+
+
+@pytest.mark.parametrize("paths", [1, 256, 2560, 102_400, 10**7])
+@pytest.mark.parametrize("steps", [1, 1000, 10**6])
+def test_tasks_are_worth_handing_out_and_many_where_there_is_work(paths: int, steps: int) -> None:
+    blocks, per_task = -(-paths // LANES), blocks_per_task(paths, steps)
+    assert 1 <= per_task <= min(blocks, MOST_BLOCKS)
+    if per_task < min(blocks, MOST_BLOCKS):
+        assert TASK_STEPS <= per_task * LANES * steps < TASK_STEPS + LANES * steps
+    if paths * steps >= 16 * TASK_STEPS:
+        # With fewer than some ten tasks the last of them would be waited for.
+        assert -(-blocks // per_task) >= min(blocks, 16)

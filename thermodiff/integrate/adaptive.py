@@ -15,13 +15,15 @@ from thermodiff.densities.base import Law
 from thermodiff.diffusion import Diffusion
 from thermodiff.kernels import adaptive
 from thermodiff.kernels.jit import LANES
-from thermodiff.kernels.tasks import over_blocks
+from thermodiff.kernels.tasks import blocks_per_task, over_blocks
 from thermodiff.schedules import Schedule
 
 FloatArray = npt.NDArray[np.float64]
 
 MOST_STEPS = 100_000
 """Attempted steps of a block before it gives up."""
+USUAL_STEPS = 500
+"""Evaluations of the score, for dealing out tasks."""
 LEAST_RTOL = 1e-13
 """Below, the rounding of states and slopes is all that a step could control."""
 DEGREE = 12
@@ -106,7 +108,7 @@ def flow(
         The first entry is the start.
     """
     rtol, atol = tolerances(rtol, atol)
-    chunk = None if chunk is None else count("chunk", chunk)
+    chunk = blocks_per_task(start.shape[1], USUAL_STEPS * system.dim) if chunk is None else count("chunk", chunk)
     low, high = float(asked.min()), float(asked.max())
     task = partial(
         _flow_blocks, system.data.law, system.dim, table(system.noise, low, high), (low, high), asked, (rtol, atol, narrow),

@@ -13,9 +13,9 @@ import numpy.typing as npt
 from thermodiff._check import DivergenceError, above, count, finite_number, points, seed_words
 from thermodiff._progress import Progress, reporting
 from thermodiff._tasks import in_order
-from thermodiff.integrate.simulate import BLOCKS_PER_TASK
 from thermodiff.kernels.jit import LANES
 from thermodiff.kernels.passage import passage
+from thermodiff.kernels.tasks import blocks_per_task
 from thermodiff.processes import Langevin
 
 FloatArray = npt.NDArray[np.float64]
@@ -107,7 +107,7 @@ def first_passage(
     steps = int(np.ceil(above("t_max", t_max, 0.0, "it ends the run") / above("dt", dt, 0.0, "it is the step") - 1e-9))
     key = seed_words(rng)
     run = _Run(process, mix, key, t_max / steps, steps, coordinate, low, high)
-    size = (BLOCKS_PER_TASK if chunk is None else count("chunk", chunk)) * LANES
+    size = (blocks_per_task(len(x0), steps * process.dim) if chunk is None else count("chunk", chunk)) * LANES
     parts = [slice(first, min(first + size, len(x0))) for first in range(0, len(x0), size)]
     pieces = []
     with (

@@ -23,6 +23,7 @@ from thermodiff.integrate.path import Path
 from thermodiff.integrate.reducers import Reducer
 from thermodiff.kernels import langevin
 from thermodiff.kernels.jit import LANES
+from thermodiff.kernels.tasks import blocks_per_task
 from thermodiff.processes import Langevin, Linear
 
 FloatArray = npt.NDArray[np.float64]
@@ -32,8 +33,6 @@ RULES = {
     "euler": langevin.EULER, "heun": langevin.HEUN, "milstein": langevin.MILSTEIN, "weak2": langevin.WEAK2,
     "rk4": langevin.RK4, "exact": EXACT,
 }  # fmt: skip
-BLOCKS_PER_TASK = 128
-"""By default, 32,768 paths: milliseconds of work, and little memory."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def simulate(
     if reduce is not None and (isinstance(reduce, type) or not isinstance(reduce, Reducer)):
         raise TypeError(f"reduce must have the methods of, merge and result, got {type(reduce).__name__}; pass Moments().")
     also = tuple(name for name, wanted in (("heat", heat), ("work", work)) if wanted)
-    per_task = BLOCKS_PER_TASK if chunk is None else count("chunk", chunk)
+    per_task = blocks_per_task(len(x0), int(grid.counts.sum()) * process.dim) if chunk is None else count("chunk", chunk)
     key = seed_words(rng)
     saved = None
     if checkpoint is not None:
@@ -264,8 +263,13 @@ class _Run:
         assert isinstance(self.process, Linear)
         made, kind = self.process.compiled(), langevin.NONE if self.process.noiseless else langevin.ADDITIVE
         blocks = states.shape[2] // LANES
+        known: dict[str, tuple[FloatArray, FloatArray]] = {}
         for j, (h, steps) in enumerate(zip(grid.widths, grid.counts, strict=True)):
-            params, mix = self.process.exact_step(float(h))
+            # The widths of an even grid differ by rounding, and a matrix exponential costs more than a step.
+            width = f"{h:.12g}"
+            if width not in known:
+                known[width] = self.process.exact_step(float(h))
+            params, mix = known[width]
             two = np.ascontiguousarray(states[j : j + 2])
             langevin.langevin(
                 made.field, params, made.field, made.field, made.noise_params, kind, mix, 0.0, self.key, langevin.EULER,

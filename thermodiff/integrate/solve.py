@@ -26,7 +26,7 @@ from thermodiff.integrate import adaptive
 from thermodiff.integrate.path import Path
 from thermodiff.kernels import march, philox
 from thermodiff.kernels.jit import LANES
-from thermodiff.kernels.tasks import at_points, over_blocks
+from thermodiff.kernels.tasks import at_points, blocks_per_task, over_blocks
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -241,7 +241,7 @@ def _solve(
     report: Report,
 ) -> Path:
     """March ``first`` (d, n) over the edges ``at``; ``noise`` is 1 for the reverse process, 0 for the flow."""
-    chunk = None if chunk is None else count("chunk", chunk)
+    chunk = blocks_per_task(first.shape[1], at.size * system.dim) if chunk is None else count("chunk", chunk)
     table = (_exponential_table if method == "exponential" else _table)(system, at, noise)
     slots = np.full(at.size - 1, -1)
     slots[kept[1:] - 1] = np.arange(1, kept.size)

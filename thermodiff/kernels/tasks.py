@@ -17,6 +17,20 @@ from thermodiff._tasks import cores, in_order
 from thermodiff.kernels.jit import LANES, Kernel
 from thermodiff.kernels.march import apply
 
+MOST_BLOCKS = 128
+"""Blocks of one task: memory grows with them, and a worker that dies takes them along."""
+TASK_STEPS = 1 << 21
+"""Steps of one coordinate in one task, about: some milliseconds, beside which handing it out costs nothing."""
+
+
+def blocks_per_task(paths: int, steps: int) -> int:
+    """Blocks for each task of a run of ``paths`` paths and ``steps`` steps (times coordinates).
+
+    Few, so that workers end together, and independent of their number: a run that goes on elsewhere has the same tasks.
+    """
+    worthwhile = -(-TASK_STEPS // (LANES * max(steps, 1)))
+    return min(worthwhile, -(-paths // LANES), MOST_BLOCKS)
+
 
 def over_blocks(
     function: Callable[[int, int], np.ndarray],

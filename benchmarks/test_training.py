@@ -32,7 +32,7 @@ def flax_mlp() -> tuple[Any, int, int]:
     class Waves(nn.Module):
         @nn.compact
         def __call__(self, values: Any) -> Any:
-            frequencies = self.param("frequencies", nn.initializers.normal(10.0), (values.shape[-1], 256))
+            frequencies = self.param("frequencies", nn.initializers.normal(0.1), (values.shape[-1], 256))
             angle = 2.0 * math.pi * values @ jax.lax.stop_gradient(frequencies)
             return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
 

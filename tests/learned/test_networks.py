@@ -136,3 +136,16 @@ def test_jacobian_of_the_published_network_with_one_time() -> None:
     forward = torch.func.vmap(lambda v: torch.func.jvp(lambda y: net(y, t), (x,), (v,))[1])(tangents)
     reverse = torch.autograd.functional.jacobian(lambda y: net(y, t).sum(0), x)
     torch.testing.assert_close(forward.permute(2, 1, 0), reverse)
+
+
+def test_the_frequencies_of_the_published_network() -> None:
+    # The published program multiplies 10 by normals of width 0.01.
+    draws = torch.cat(
+        [torch.cat([net.frequencies_x.flatten(), net.frequencies_t.flatten()]) for net in map(published, range(4))]
+    )
+    z = (draws.square().mean() / 0.1**2 - 1.0) / np.sqrt(2.0 / draws.numel())
+    assert abs(float(z)) < 4.0
+
+
+def published(seed: int) -> EntropyMLP:
+    return EntropyMLP(9, rng=seed)

@@ -27,6 +27,7 @@ from thermodiff.accounting.nodes import fine
 from thermodiff.densities import Density
 from thermodiff.densities.empirical import normals
 from thermodiff.kernels import philox
+from thermodiff.kernels.jit import LANES
 from thermodiff.learned.batches import LamProposal
 from thermodiff.learned.likelihood import LogDensity, points_of
 from thermodiff.schedules import Row
@@ -38,6 +39,9 @@ FloatArray = npt.NDArray[np.float64]
 
 MOST_COORDINATES = 512
 """Dimension up to which the control variate is the Gaussian of the full covariance; beyond, of single coordinates."""
+
+PART = 1 << 20
+"""Numbers in the points that are taken at a time, about."""
 
 
 class Axes(NamedTuple):
@@ -90,12 +94,17 @@ def lower_bound(
     uniforms = np.random.default_rng(key).random((replicates, strata))
     levels, density = proposal((np.arange(strata) + uniforms) / strata)
     found, control = np.zeros((2, replicates, len(x)))
+    # So many at a time that memory does not grow with the points; noise comes in blocks of LANES.
+    size = max(PART // (model.dim * LANES), 1) * LANES
+    parts = [slice(first, first + size) for first in range(0, len(x), size)]
     for r in range(replicates):
         for j in range(strata):
             row = Row(*(float(entry) for entry in model.noise.at(levels[r, j])))
-            pair = _integrand(model, axes, x, row, normals(key, r * strata + j, model.dim, len(x), philox.NOISE).T)
-            found[r] += pair[0] / (density[r, j] * strata)
-            control[r] += pair[1] / (density[r, j] * strata)
+            for part in parts:
+                z = normals(key, r * strata + j, model.dim, len(x[part]), philox.NOISE, part.start).T
+                pair = _integrand(model, axes, x[part], row, z)
+                found[r, part] += pair[0] / (density[r, j] * strata)
+                control[r, part] += pair[1] / (density[r, j] * strata)
     control -= _known(model, axes, x, window)
     costs = found - _coefficients(found, control) * control
     values = _ends(model, x, window) - costs.mean(axis=0)

@@ -6,10 +6,11 @@ import re
 
 import numpy as np
 import pytest
-from scipy.linalg import expm
+from scipy.linalg import expm, solve_continuous_lyapunov
 from user_dynamics import closure, double_well, dragged, lengthening, swirl, warm
 
 import thermodiff as td
+from thermodiff._check import DivergenceError
 from thermodiff.processes import TWISTS, Linear, noise_factor
 
 FULL = np.array([[1.0, 0.6], [0.6, 0.5]])
@@ -46,7 +47,15 @@ def test_the_factor_squares_to_twice_the_diffusivity(level, dim: int, shape: tup
         ([[1.0, 2.0], [2.0, 1.0]], ValueError, "the matrix has the negative eigenvalue -1"),
         (math.nan, ValueError, "diffusivity holds 1 values that are nan or infinite"),
         ("warm", TypeError, "diffusivity must be an array of numbers"),
-        (None, ValueError, "diffusivity holds 1 values that are nan or infinite"),
+        (None, TypeError, "diffusivity must be a number, (2,) or (2, 2), got None; pass 0 for dynamics without noise."),
+        (
+            lambda x, t: (1.0,),
+            TypeError,
+            "called as D(t), got <lambda>(x, t); for one that depends on x, put @td.diffusivity",
+        ),
+        (lambda: 1.0, TypeError, "diffusivity: a plain function is called as D(t), got <lambda>();"),
+        (swirl, TypeError, "diffusivity: swirl was made by @td.drift; put @td.diffusivity above the function instead."),
+        (dragged, TypeError, "diffusivity: dragged was made by @td.potential; put"),
     ],
 )
 def test_diffusivities_that_are_refused(level, error, message: str) -> None:
@@ -68,8 +77,12 @@ def test_noise_of_a_diffusivity_that_depends_on_time() -> None:
     with pytest.raises(ValueError, match=r"diffusivity\(t\) must keep its shape; it changes at t = 2"):
         changing.mix(times)
     falling = td.Langevin(swirl, (1.0, 2.0), lambda t: 1.0 - t, dim=2)
-    with pytest.raises(ValueError, match="diffusivity must not be negative, got -1"):
+    with pytest.raises(ValueError, match="diffusivity at t = 2 must not be negative, got -1"):
         falling.mix(times)
+    with pytest.raises(TypeError, match=r"diffusivity at t = 0 must be a number, \(2,\) or \(2, 2\), got None"):
+        td.Langevin(swirl, (1.0, 2.0), lambda t: None, dim=2).mix(times)
+    # NumPy's functions have no signature to look at.
+    assert td.Langevin(swirl, (1.0, 2.0), np.exp, dim=2).mix(times).shape == (3, 2, 1)
 
 
 def test_what_is_noiseless() -> None:
@@ -139,7 +152,9 @@ def test_walls_become_a_table() -> None:
             "interpretation='itô' is unknown; choose one of 'ito', 'stratonovich', 'iso",
         ),
         ({"diffusivity_params": (1.0,)}, ValueError, "diffusivity_params belong to a diffusivity made by @td.diffusivity"),
+        ({"diffusivity_params": None}, ValueError, "made by @td.diffusivity, got None; leave them out."),
         ({"diffusivity": warm}, ValueError, "warm takes 1 parameters (level), got 0."),
+        ({"boundaries": [("periodic", 0, 1)]}, TypeError, 'boundaries must be a mapping {coordinate: ("periodic" or'),
         ({"boundaries": {2: ("periodic", 0, 1)}}, ValueError, "boundaries: coordinate 2 does not exist; use 0 ... 1."),
         ({"boundaries": {"x": ("periodic", 0, 1)}}, ValueError, "boundaries: coordinate 'x' does not exist"),
         ({"boundaries": {0: ("sticky", 0, 1)}}, ValueError, "boundaries[0]='sticky' is unknown; choose one of 'periodic'"),
@@ -172,6 +187,27 @@ def test_processes_travel() -> None:
 
 
 MATRIX, OFFSET = np.array([[-1.0, 2.0], [-0.5, -0.7]]), np.array([0.3, -1.0])
+
+
+@pytest.mark.parametrize(
+    "matrix", [[[-1.0, 0.5], [0.3, -3.0]], [[-1.0, 2.0], [-2.0, -1.0]], [[-1.0, 0.5], [0.3, -40.0]], [[-1e3]]]
+)
+@pytest.mark.parametrize("h", [1e-3, 1.0, 10.0, 800.0])
+def test_the_transition_over_any_time(matrix: list[list[float]], h: float) -> None:
+    a, d = np.array(matrix), len(matrix)
+    process = td.Linear(a, offset=np.ones(d), diffusivity=np.arange(1.0, d + 1.0))
+    step, shift, covariance = process.transition(h)
+    rest = solve_continuous_lyapunov(a, -2.0 * np.diag(np.arange(1.0, d + 1.0)))
+    exact = expm(a * h)
+    np.testing.assert_allclose(step, exact, atol=1e-13)
+    np.testing.assert_allclose(shift, (exact - np.eye(d)) @ np.linalg.solve(a, np.ones(d)), rtol=1e-12)
+    # The reference itself is a difference of covariances at rest.
+    np.testing.assert_allclose(covariance, rest - exact @ rest @ exact.T, atol=1e-14 * np.abs(rest).max())
+
+
+def test_a_linear_process_that_grows_beyond_all_numbers() -> None:
+    with pytest.raises(DivergenceError, match="within a time of 800 the state grows beyond float64"):
+        td.Linear([[1.0]]).transition(800.0)
 
 
 def test_the_transition_of_a_linear_process() -> None:

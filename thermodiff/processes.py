@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from thermodiff._check import array, choice, finite_number
+from thermodiff._check import DivergenceError, array, choice, finite_number
 from thermodiff.fields import Diffusivity, Drift, Field, Potential, dimension
 
 FloatArray = npt.NDArray[np.float64]
@@ -77,10 +78,16 @@ class Langevin:
         self.interpretation = choice("interpretation", interpretation, tuple(TWISTS))
         self.state_dependent = isinstance(diffusivity, Diffusivity)
         self.diffusivity_params = diffusivity.values_of(diffusivity_params) if self.state_dependent else np.zeros(0)
-        if not self.state_dependent and len(tuple(diffusivity_params)):
-            raise ValueError("Langevin: diffusivity_params belong to a diffusivity made by @td.diffusivity.")
-        if not self.state_dependent and not callable(diffusivity):
-            noise_factor(diffusivity, self.dim)
+        if not self.state_dependent and np.size(np.asarray(diffusivity_params, dtype=object)):
+            raise ValueError(
+                "Langevin: diffusivity_params belong to a diffusivity made by @td.diffusivity, "
+                f"got {diffusivity_params!r:.60}; leave them out."
+            )
+        if not self.state_dependent:
+            if callable(diffusivity):
+                _require_function_of_time(diffusivity)
+            else:
+                noise_factor(diffusivity, self.dim)
         self.walls = _walls(boundaries or {}, self.dim)
 
     def __repr__(self) -> str:
@@ -141,10 +148,10 @@ class Langevin:
             return np.zeros((1, self.dim, 1))
         if not callable(self.diffusivity):
             return noise_factor(self.diffusivity, self.dim)[None]
-        first = self.diffusivity(float(times[0]))
-        result = np.empty((times.size, *noise_factor(first, self.dim).shape))
+        first = noise_factor(self.diffusivity(float(times[0])), self.dim, float(times[0]))
+        result = np.empty((times.size, *first.shape))
         for k, t in enumerate(times):
-            factor = noise_factor(self.diffusivity(float(t)), self.dim)
+            factor = noise_factor(self.diffusivity(float(t)), self.dim, float(t))
             if factor.shape != result.shape[1:]:
                 raise ValueError(f"diffusivity(t) must keep its shape; it changes at t = {t:g}.")
             result[k] = factor
@@ -213,17 +220,27 @@ class Linear(Langevin):
     def transition(self, h: float) -> tuple[FloatArray, FloatArray, FloatArray]:
         """(E, m, Q): the state after a time h is normal with mean E x + m and covariance Q, exactly.
 
-        E = exp(A h); m and Q from one exponential each of a block matrix (Van Loan, 1978).
+        m and Q of a short time come from one exponential each of a block matrix (Van Loan, 1978), those of h by doubling:
+        the exponential of -A h would lose them to rounding where A h is large.
         """
         from scipy.linalg import expm
 
         d, factor = self.dim, noise_factor(self.diffusivity, self.dim)
         spread = np.diag(factor[:, 0] ** 2) if factor.shape[1] == 1 and d > 1 else factor @ factor.T
-        shift = _real(expm(h * np.block([[self.matrix, self.offset[:, None]], [np.zeros((1, d + 1))]])))
+        doublings = max(int(np.ceil(np.log2(max(h * np.abs(self.matrix).sum(axis=0).max(), 1.0)))), 0)
+        short = h / 2**doublings
+        moved = _real(expm(short * np.block([[self.matrix, self.offset[:, None]], [np.zeros((1, d + 1))]])))
+        step, shift = moved[:d, :d], moved[:d, d]
         # exp of [[-A, S], [0, A']] h holds E^-1 Q above E'.
-        block = _real(expm(h * np.block([[-self.matrix, spread], [np.zeros((d, d)), self.matrix.T]])))
-        covariance = block[d:, d:].T @ block[:d, d:]
-        return block[d:, d:].T, shift[:d, d], 0.5 * (covariance + covariance.T)
+        block = _real(expm(short * np.block([[-self.matrix, spread], [np.zeros((d, d)), self.matrix.T]])))
+        covariance = step @ block[:d, d:]
+        with np.errstate(over="ignore", invalid="ignore"):
+            for _ in range(doublings):
+                covariance = covariance + step @ covariance @ step.T
+                step, shift = step @ step, shift + step @ shift
+        if not all(np.all(np.isfinite(part)) for part in (step, shift, covariance)):
+            raise DivergenceError(f"Linear: within a time of {h:g} the state grows beyond float64; ask for earlier times.")
+        return step, shift, 0.5 * (covariance + covariance.T)
 
     def exact_step(self, h: float) -> tuple[FloatArray, FloatArray]:
         """(params, mix) with which one Euler step of length h is the exact transition."""
@@ -237,33 +254,60 @@ def _real(matrix: Any) -> FloatArray:
     return np.asarray(matrix, dtype=np.float64)
 
 
-def noise_factor(diffusivity: Any, dim: int) -> FloatArray:
-    """B with B B' = 2 D: (d, 1) for a number or a diagonal, (d, d) for a matrix.
+def _require_function_of_time(diffusivity: Callable[..., Any]) -> None:
+    """Refuse what cannot be called as D(t), a function of (x, t) above all."""
+    if isinstance(diffusivity, Field):
+        made = "drift" if isinstance(diffusivity, Drift) else "potential"
+        raise TypeError(
+            f"diffusivity: {diffusivity.__name__} was made by @td.{made}; put @td.diffusivity above the function instead."
+        )
+    try:
+        signature = inspect.signature(diffusivity)
+    except (TypeError, ValueError):  # Some built-in functions have none.
+        return
+    try:
+        signature.bind(0.0)
+    except TypeError:
+        name = getattr(diffusivity, "__name__", type(diffusivity).__name__)
+        raise TypeError(
+            f"diffusivity: a plain function is called as D(t), got {name}{signature}; for one that depends on x, put "
+            "@td.diffusivity above a function of (x, t, ...)."
+        ) from None
+
+
+def noise_factor(diffusivity: Any, dim: int, t: float | None = None) -> FloatArray:
+    """B with B B' = 2 D: (d, 1) for a number or a diagonal, (d, d) for a matrix; ``t`` is for messages.
 
     Raises
     ------
     TypeError, ValueError
         If D has another shape, is negative, or is not symmetric.
     """
+    name = "diffusivity" if t is None else f"diffusivity at t = {t:g}"
+    if diffusivity is None:
+        raise TypeError(f"{name} must be a number, ({dim},) or ({dim}, {dim}), got None; pass 0 for dynamics without noise.")
     shape = np.shape(diffusivity)
     if shape not in ((), (dim,), (dim, dim)) or (dim == 1 and shape == (1, 1)):
-        raise ValueError(f"diffusivity must be a number, ({dim},) or ({dim}, {dim}), got shape {shape}.")
-    values = array("diffusivity", np.atleast_1d(diffusivity), "(d,)" if len(shape) < 2 else "(d, d)", max(len(shape), 1))
+        raise ValueError(f"{name} must be a number, ({dim},) or ({dim}, {dim}), got shape {shape}.")
+    values = array(name, np.atleast_1d(diffusivity), "(d,)" if len(shape) < 2 else "(d, d)", max(len(shape), 1))
     if values.ndim == 1:
         if np.any(values < 0.0):
-            raise ValueError(f"diffusivity must not be negative, got {values.min():g}.")
+            raise ValueError(f"{name} must not be negative, got {values.min():g}.")
         return np.sqrt(2.0 * np.broadcast_to(values, (dim,)))[:, None].copy()
     if not np.allclose(values, values.T, rtol=1e-12, atol=1e-14 * np.abs(values).max()):
-        raise ValueError("diffusivity: the matrix must be symmetric; pass (D + D.T) / 2.")
+        raise ValueError(f"{name}: the matrix must be symmetric; pass (D + D.T) / 2.")
     level, axes = np.linalg.eigh(values)
     if level[0] < -1e-12 * max(level[-1], 0.0):
-        raise ValueError(
-            f"diffusivity: the matrix has the negative eigenvalue {level[0]:g}; it must be positive semi-definite."
-        )
+        raise ValueError(f"{name}: the matrix has the negative eigenvalue {level[0]:g}; it must be positive semi-definite.")
     return axes * np.sqrt(2.0 * np.maximum(level, 0.0))
 
 
 def _walls(boundaries: Mapping[int, tuple[str, float, float]], dim: int) -> FloatArray:
+    if not isinstance(boundaries, Mapping):
+        raise TypeError(
+            'boundaries must be a mapping {coordinate: ("periodic" or "reflecting", low, high)}, '
+            f"got {type(boundaries).__name__}."
+        )
     walls = np.zeros((dim, 3))
     for coordinate, wall in boundaries.items():
         if not isinstance(coordinate, Integral) or not 0 <= coordinate < dim:

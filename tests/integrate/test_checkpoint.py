@@ -1,6 +1,8 @@
 """The record of a run on disk."""
 
+import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -66,8 +68,57 @@ def test_chunks_without_a_record_are_refused(tmp_path: Path) -> None:
         Checkpoint(tmp_path, RUN, 0, KEY)
 
 
+def test_steps_and_chunks_are_named_by_what_was_asked_for(tmp_path: Path) -> None:
+    run = RUN | {"times": [0.0, 1.0], "counts": [10], "chunk": 2, "x0": "ab"}
+    Checkpoint(tmp_path, run, 0, KEY)
+    for changes, what in (
+        ({"counts": [20], "chunk": 1}, "dt"),
+        ({"counts": [20], "times": [0.0, 2.0]}, "times"),
+        ({"x0": "cd", "chunk": 3}, "x0"),
+        ({"chunk": 3}, "chunk"),
+    ):
+        with pytest.raises(ValueError, match=rf"holds another run \(it differs in {what}\)"):
+            Checkpoint(tmp_path, run | changes, 0, KEY)
+
+
+@pytest.mark.parametrize("name", ["file", "file/run"])
+def test_a_file_is_no_folder(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("dear")
+    with pytest.raises(
+        ValueError, match=r"checkpoint: '.*file' is a file, and a folder is needed there; choose another name"
+    ):
+        Checkpoint(tmp_path / name, RUN, 0, KEY)
+
+
+def test_the_current_folder_is_no_place_for_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="must name a folder for this run alone, got the current folder"):
+        Checkpoint(Path(""), RUN, 0, KEY)
+    assert list(tmp_path.iterdir()) == []
+
+
+def stored(save, values) -> bytes:
+    buffer = io.BytesIO()
+    save(buffer, values)
+    return buffer.getvalue()
+
+
+def flipped(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
 @pytest.mark.parametrize(
-    "damage", [lambda content: b"", lambda content: content[: len(content) // 2], lambda content: b"x" * 99]
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[: len(content) // 2],
+        lambda content: b"x" * 99,
+        lambda content: flipped(content, 5),
+        lambda content: flipped(content, len(content) // 2),
+        lambda content: flipped(content, len(content) - 1),
+        lambda content: stored(np.savez, np.ones(3)),
+        lambda content: stored(np.save, np.ones(3)),
+    ],
 )
 def test_a_damaged_chunk_is_named(damage, tmp_path: Path) -> None:
     saved = Checkpoint(tmp_path, RUN, 0, KEY)
@@ -76,6 +127,19 @@ def test_a_damaged_chunk_is_named(damage, tmp_path: Path) -> None:
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(ValueError, match=r"chunk-0000004\.npz is damaged; delete it, and its chunk is computed again"):
         saved.load(4)
+
+
+def test_a_chunk_in_place_of_another_is_noticed(tmp_path: Path) -> None:
+    """Of the same run, or of another with the same chunks."""
+    runs = [Checkpoint(tmp_path / name, RUN | {"code": name}, 0, KEY) for name in "ab"]
+    for saved in runs:
+        for k in range(2):
+            saved.save(k, PIECE)
+    place = tmp_path / "a" / "chunk-0000000.npz"
+    for other in (tmp_path / "a" / "chunk-0000001.npz", tmp_path / "b" / "chunk-0000000.npz"):
+        place.write_bytes(other.read_bytes())
+        with pytest.raises(ValueError, match=re.escape(f"{place} is damaged; delete it")):
+            runs[0].load(0)
 
 
 def test_reducers_have_no_checkpoint(tmp_path: Path) -> None:

@@ -91,6 +91,20 @@ def test_what_is_not_such_a_store_is_left_alone(tmp_path: Path) -> None:
     assert zarr.open_array(str(group / "inner"), mode="r")[:].tolist() == [1.0, 2.0, 3.0]
 
 
+def test_places_where_no_file_can_be(tmp_path: Path) -> None:
+    """They are refused before anything is computed, and nothing is left behind."""
+    (tmp_path / "folder.npy").mkdir()
+    (tmp_path / "file").write_text("dear")
+    for name, message in (
+        ("folder.npy", "is a folder, and a file is to be written there"),
+        ("file/o.npy", "file' is a file, and a folder is needed there"),
+        ("file/deeper/o.zarr", "file' is a file, and a folder is needed there"),
+    ):
+        with pytest.raises(ValueError, match=f"out: .*{message}; choose another name"):
+            td.simulate(WELL, X0, out=tmp_path / name, progress=stop, **GIVEN)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder.npy"]
+
+
 def test_without_zarr_a_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "zarr", None)
     with pytest.raises(ImportError, match=r"needs zarr; install it with: pip install 'thermodiff\[zarr\]'"):

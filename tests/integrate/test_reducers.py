@@ -1,6 +1,7 @@
 """Running statistics against NumPy on the whole ensemble."""
 
 import re
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -70,10 +71,29 @@ def test_histogram() -> None:
     assert 0 < found["counts"].sum() < 2000
 
 
-@pytest.mark.parametrize("edges", [[0.0], [1.0, 0.0], [0.0, 0.0, 1.0], [[0.0, 1.0]], [0.0, np.nan]])
+@pytest.mark.parametrize("edges", [[0.0], [1.0, 0.0], [0.0, 0.0, 1.0], [[0.0, 1.0]], [0.0, np.nan], "abc", None, [0.0, "a"]])
 def test_edges_must_increase(edges) -> None:
     with pytest.raises(ValueError, match="Histogram: edges must be at least two increasing numbers, got"):
         td.Histogram(edges)
+
+
+def test_the_coordinate_of_a_histogram() -> None:
+    with pytest.raises(TypeError, match="Histogram: coordinate must be an integer, got 'a'"):
+        td.Histogram([0, 1], coordinate="a")
+    with pytest.raises(ValueError, match="Histogram: coordinate must be at least 0, got -1"):
+        td.Histogram([0, 1], coordinate=-1)
+    with pytest.raises(ValueError, match=r"Histogram: coordinate 2 does not exist; use 0 \.\.\. 1"):
+        td.simulate(VORTEX, X0, reduce=td.Histogram([0, 1], coordinate=2), **GIVEN)
+
+
+def test_sums_that_overflow_are_infinite_without_a_warning() -> None:
+    """As those of paths on their way to infinity may, which were not lost in time."""
+    states = np.array([1e200, -1e200, 1e300, 1e308]).reshape(1, 4, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        running = Running(td.Moments())
+        running.add([(2, states[:, k], np.full((1, 1, 1), 1e308)) for k in range(4)])
+        assert not np.isfinite(running.result()["covariance"]).any()
 
 
 class Extremes:

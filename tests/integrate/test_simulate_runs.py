@@ -144,8 +144,8 @@ of_cosine.__name__ = of_cosine.function.__name__ = "of_sine"
     [
         ({"process": WELL.with_params(2.0)}, "params"),
         ({"x0": X0 + 1e-9}, "x0"),
-        ({"times": [0.0, 0.1, 0.31]}, "times, counts"),
-        ({"dt": 0.01}, "counts"),
+        ({"times": [0.0, 0.1, 0.31]}, "times"),
+        ({"dt": 0.01}, "dt"),
         ({"rng": 6}, "rng"),
         ({"chunk": 2}, "chunk"),
         ({"heat": False}, "heat"),
@@ -197,6 +197,24 @@ if __name__ == "__main__":
     path = td.simulate(td.Langevin(inner, dim=1), x0, 0.3, 0.02, rng=5, chunk=1, checkpoint=sys.argv[1], progress=progress)
     print(path.states.tobytes().hex())
 """
+
+
+def coupled(strength: float) -> td.Langevin:
+    couplings = np.array([strength, 1.0])
+
+    @td.drift
+    def function(x, t):
+        return (-couplings[0] * x[0],)
+
+    return td.Langevin(function, diffusivity=lambda t: couplings[0] * (1.0 + t), dim=1)
+
+
+def test_numbers_around_a_function_belong_to_a_run(tmp_path: Path) -> None:
+    given = {"x0": X0, "times": 0.1, "dt": 0.02, "rng": 1, "checkpoint": tmp_path}
+    one = td.simulate(coupled(1.0), **given)
+    np.testing.assert_array_equal(td.simulate(coupled(1.0), **given).states, one.states)
+    with pytest.raises(ValueError, match=r"another run \(it differs in code, diffusivity\)"):
+        td.simulate(coupled(2.0), **given)
 
 
 @pytest.mark.slow

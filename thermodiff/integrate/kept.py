@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thermodiff.integrate.checkpoint import require_folder
 from thermodiff.integrate.path import Path
 from thermodiff.integrate.reducers import Reducer, Running
 
@@ -102,7 +103,10 @@ class _OnDisk:
     def made(cls, target: FilePath, shape: tuple[int, int, int], piece: int) -> _OnDisk:
         if target.suffix not in (".npy", ".zarr"):
             raise ValueError(f"out must be a .npy file, a .zarr store or an array that takes slices, got {str(target)!r}.")
+        require_folder("out", target.parent)
         zarr = _zarr() if target.suffix == ".zarr" else None
+        if zarr is None and target.is_dir():
+            raise ValueError(f"out: {str(target)!r} is a folder, and a file is to be written there; choose another name.")
         if zarr is not None and target.exists():
             try:
                 zarr.open_array(str(target), mode="r")

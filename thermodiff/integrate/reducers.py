@@ -7,6 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from thermodiff._check import count
+
 FloatArray = npt.NDArray[np.float64]
 
 
@@ -32,12 +34,15 @@ class Running:
 
     def add(self, pieces: list[Any]) -> None:
         """The pieces of consecutive blocks."""
-        for piece in pieces:
-            self.total = piece if self.total is None else self.reducer.merge(self.total, piece)
+        # As where they were made: what overflows is infinite in the result, which is enough of a sign.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for piece in pieces:
+                self.total = piece if self.total is None else self.reducer.merge(self.total, piece)
 
     def result(self) -> Any:
         """The answer; None where every path was lost."""
-        return None if self.total is None else self.reducer.result(self.total)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return None if self.total is None else self.reducer.result(self.total)
 
 
 class Moments:
@@ -72,12 +77,18 @@ class Histogram:
     """Counts (T, bins) of one coordinate at the asked times; ``edges`` (bins + 1,), values outside are not counted."""
 
     def __init__(self, edges: npt.ArrayLike, coordinate: int = 0) -> None:
-        self.edges = np.asarray(edges, dtype=np.float64)
+        try:
+            self.edges = np.asarray(edges, dtype=np.float64)
+        except (TypeError, ValueError):
+            self.edges = np.zeros(0)
         if self.edges.ndim != 1 or self.edges.size < 2 or not np.all(np.diff(self.edges) > 0.0):
             raise ValueError(f"Histogram: edges must be at least two increasing numbers, got {edges!r:.60}.")
-        self.coordinate = coordinate
+        self.coordinate = count("Histogram: coordinate", coordinate, 0)
 
     def of(self, states: FloatArray) -> npt.NDArray[np.int64]:
+        dim = states.shape[2]
+        if self.coordinate >= dim:
+            raise ValueError(f"Histogram: coordinate {self.coordinate} does not exist; use 0 ... {dim - 1}.")
         return np.array([np.histogram(row[:, self.coordinate], self.edges)[0] for row in states])
 
     def merge(self, one: Any, two: Any) -> Any:

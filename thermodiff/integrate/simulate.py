@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
+import time
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -21,6 +21,7 @@ from thermodiff.integrate.checkpoint import Checkpoint
 from thermodiff.integrate.kept import Kept
 from thermodiff.integrate.path import Path
 from thermodiff.integrate.reducers import Reducer
+from thermodiff.integrate.stability import MOST_PATHS, MOST_TIMES, sampled, warn_if_too_large
 from thermodiff.kernels import langevin
 from thermodiff.kernels.jit import LANES
 from thermodiff.kernels.tasks import blocks_per_task
@@ -29,6 +30,12 @@ from thermodiff.processes import Langevin, Linear
 FloatArray = npt.NDArray[np.float64]
 
 EXACT = -1
+MOST_NORMALS = 2**34
+"""Normals of a path: four for each value of the 32 bits that count them."""
+COUNTING = 5.0
+"""Seconds that a run goes on to count lost paths before it raises."""
+MOST_RERUN = 256
+"""Blocks with lost paths that are run again to find the first time."""
 RULES = {
     "euler": langevin.EULER, "heun": langevin.HEUN, "milstein": langevin.MILSTEIN, "weak2": langevin.WEAK2,
     "rk4": langevin.RK4, "exact": EXACT,
@@ -44,7 +51,7 @@ class Grid:
     counts: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, times: npt.ArrayLike, dt: float) -> Grid:
+    def of(cls, times: npt.ArrayLike, dt: float, dim: int) -> Grid:
         """Each interval in ceil(interval / dt - 1e-9) equal steps; a single number means [0, times]."""
         dt = above("dt", dt, 0.0, "it is the longest step")
         try:
@@ -55,7 +62,13 @@ class Grid:
             asked = np.array([0.0, float(asked)])
         if asked.ndim != 1 or asked.size < 2 or not np.all(np.isfinite(asked)) or not np.all(np.diff(asked) > 0.0):
             raise ValueError(f"times must be at least two finite, increasing numbers, got {times!r:.80}.")
-        counts = np.maximum(np.ceil(np.diff(asked) / dt - 1e-9), 1.0).astype(np.int64)
+        wanted = np.maximum(np.ceil(np.diff(asked) / dt - 1e-9), 1.0)
+        if wanted.sum() * dim > MOST_NORMALS:
+            raise ValueError(
+                f"dt = {dt:g} makes {wanted.sum():.3g} steps of these times, more than the {MOST_NORMALS // dim} for which "
+                f"a path in d = {dim} has random numbers; take a larger dt."
+            )
+        counts = wanted.astype(np.int64)
         return cls(asked, np.diff(asked) / counts, counts)
 
     @property
@@ -132,7 +145,7 @@ def simulate(
     """
     if not isinstance(process, Langevin):
         raise TypeError(f"simulate: it needs a Langevin process, got {type(process).__name__}.")
-    x0, grid = points("x0", x0, process.dim), Grid.of(times, dt)
+    x0, grid = points("x0", x0, process.dim), Grid.of(times, dt, process.dim)
     _require_inside(process, x0)
     rule = _method(process, method)
     if heat and rule == "exact":
@@ -151,24 +164,34 @@ def simulate(
         key = saved.key
     mix = process.mix(grid.middles if callable(process.diffusivity) else grid.times[:1])
     run = _Run(process, grid, mix, key, RULES[rule], heat, work, reduce)
-    if rule != "exact":
-        _warn_if_too_large(run, x0)
+    begin = float(grid.times[0]), float(grid.widths[0]), x0[sampled(len(x0), MOST_PATHS)]
+    warned = rule == "exact" or warn_if_too_large(process, [begin], stacklevel=2)
     size = per_task * LANES
     ranges = [slice(first, min(first + size, len(x0))) for first in range(0, len(x0), size)]
     kept = Kept.made((len(grid.times), *x0.shape), size, also, reduce, out)
     todo = list(range(len(ranges))) if saved is None else saved.missing(len(ranges))
     missing = set(todo)
     found = in_order(run, len(todo), executor, inputs=lambda j: (ranges[todo[j]], x0[ranges[todo[j]]]))
+    lost, since = [], math.inf
     # Whatever ends this early stops the tasks that have not begun.
     with closing(found), kept, reporting(progress, "simulate") as report:
         for k, part in enumerate(ranges):
-            piece = saved.load(k) if saved is not None and k not in missing else next(found)
-            if saved is not None and k in missing:
+            new = saved is None or k in missing
+            piece = saved.load(k) if saved is not None and not new else next(found)
+            seen = piece.pop("seen", None)
+            if new and saved is not None:
                 saved.save(k, piece)
+            if seen is not None and not warned:
+                warned = warn_if_too_large(process, _later(grid, seen), stacklevel=2)
             kept.put(part, piece)
-            if on_divergence == "raise" and piece["lost"].any():
-                _raise_divergence(run, part, x0, piece["lost"])
+            lost.append(piece["lost"])
+            if piece["lost"].any() and on_divergence == "raise":
+                since = min(since, time.monotonic())
             report(k + 1, len(ranges))
+            if time.monotonic() - since > COUNTING:
+                break
+        if since < math.inf:
+            _raise_divergence(run, x0, np.concatenate(lost))
     return kept.path(grid.times, (int(key[0]), int(key[1])) if not process.noiseless else None, on_divergence == "mark")
 
 
@@ -217,6 +240,9 @@ class _Run:
         n = len(x0)
         lost: Any = ~np.isfinite(states[-1, :, :n]).all(axis=0)
         piece: dict[str, Any] = {"lost": lost}
+        if part.start == 0:
+            some = np.ix_(1 + sampled(len(states) - 1, MOST_TIMES), np.arange(states.shape[1]), sampled(n, MOST_PATHS))
+            piece["seen"] = states[some].transpose(0, 2, 1)
         if self.heat:
             piece["heat"] = heats[:, :n]
         if self.work:
@@ -279,25 +305,55 @@ class _Run:
             states[j + 1], step = two[1], step + int(steps)
 
 
-def _raise_divergence(run: _Run, part: slice, x0: FloatArray, lost: npt.NDArray[np.bool_]) -> None:
-    """Find the step at which the first of the lost paths was lost, by running their blocks again, and raise."""
+def _raise_divergence(run: _Run, x0: FloatArray, lost: npt.NDArray[np.bool_]) -> None:
+    """Find the step at which the first of the lost paths was lost, by running their blocks again, and raise.
+
+    ``lost`` (m,) tells of the first m paths, which were run.
+    """
+    _require_finite_start(run, x0)
     earliest = math.inf
-    for block in np.unique(np.flatnonzero(lost) // LANES)[:4]:
-        first = part.start + int(block) * LANES
-        earliest = min(earliest, _first_bad_time(run, first // LANES, x0[first : min(first + LANES, part.stop)]))
+    for block in np.unique(np.flatnonzero(lost) // LANES)[:MOST_RERUN]:
+        first = int(block) * LANES
+        earliest = min(earliest, _first_bad_time(run, int(block), x0[first : min(first + LANES, lost.size)], earliest))
+    which = f"{len(x0)} paths" if lost.size == len(x0) else f"the {lost.size} paths that were run, of {len(x0)},"
     raise DivergenceError(
-        f"{int(lost.sum())} of paths {part.start} ... {part.stop - 1} left the finite numbers, the first "
-        f"at t = {earliest:.6g} "
+        f"{int(lost.sum())} of {which} left the finite numbers, the first at t = {earliest:.6g} "
         f'(key {int(run.key[0])}, {int(run.key[1])}); use a smaller dt, or on_divergence="mark" to go on without them.'
     )
 
 
-def _first_bad_time(run: _Run, block: int, x: FloatArray) -> float:
-    """Time of the first step after which a path of this block is not finite."""
+def _later(grid: Grid, seen: FloatArray) -> list[tuple[float, float, FloatArray]]:
+    """Kept states (m, n, d) of some paths, with their times and the steps that led there."""
+    at = 1 + sampled(len(grid.times) - 1, MOST_TIMES)
+    return [(float(grid.times[j]), float(grid.widths[j - 1]), x) for j, x in zip(at, seen, strict=True)]
+
+
+def _require_finite_start(run: _Run, x0: FloatArray) -> None:
+    """Say so where the drift or D has no value at a start: no dt would help."""
+    t, process = float(run.grid.times[0]), run.process
+    with np.errstate(all="ignore"):
+        fine = {"the drift is not finite": np.isfinite(process.force(x0, t)).all(axis=1)}
+        if process.state_dependent:
+            level = process.diffusivity.at(x0, t, process.diffusivity_params)[:, : process.dim]
+            fine["the diffusivity is not finite"] = np.isfinite(level).all(axis=1)
+            fine["the diffusivity is negative"] = ~(level < 0.0).any(axis=1)
+    for what, good in fine.items():
+        if not good.all():
+            k = int(np.argmin(good))
+            raise DivergenceError(
+                f"{what} at the start of {int((~good).sum())} of {len(x0)} paths, first of path {k}, at x = "
+                f"{np.array2string(x0[k], precision=6, threshold=8)}, t = {t:g}; start elsewhere, or correct the function."
+            )
+
+
+def _first_bad_time(run: _Run, block: int, x: FloatArray, latest: float) -> float:
+    """Time of the first step after which a path of this block is not finite; ``latest`` where that is not before it."""
     quiet, done, n = replace(run, heat=False, work=False, reduce=None), 0, len(x)
     for start, width, total in zip(run.grid.times[:-1], run.grid.widths, run.grid.counts, strict=True):
         # Slots for at most 256 steps at a time.
         for first in range(0, int(total), 256):
+            if start + width * first >= latest:
+                return latest
             size = min(int(total) - first, 256)
             times = start + width * np.arange(first, first + size + 1)
             grid = Grid(times, np.full(size, width), np.ones(size, dtype=np.int64))
@@ -308,34 +364,6 @@ def _first_bad_time(run: _Run, block: int, x: FloatArray) -> float:
                 return float(times[int(np.argmax(bad))])
             x, done = states[-1, :, :n].T.copy(), done + size
     return float(run.grid.times[-1])
-
-
-def _warn_if_too_large(run: _Run, x0: FloatArray) -> None:
-    """Look at some paths at their start and one step later: many start where the drift is zero."""
-    h, t = float(run.grid.widths[0]), float(run.grid.times[0])
-    once = Grid(np.array([t, t + h]), run.grid.widths[:1], np.ones(1, dtype=np.int64))
-    states, _, _ = run.states(0, x0[:LANES], once, run.mix)
-    ratio = max(_bend(run.process, x.T, t, h) for x in states)
-    if ratio > 0.25:
-        warnings.warn(
-            f"the step {h:.3g} is too large for this drift: two half steps differ from it by {100 * ratio:.0f} % of its "
-            "length; use a smaller dt.",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-
-
-def _bend(process: Langevin, x: FloatArray, t: float, h: float) -> float:
-    """Difference of a drift step and two half steps, in lengths of the step: Euler's rule turns unstable at 1/2."""
-    if not np.all(np.isfinite(x)):
-        return 0.0
-    with np.errstate(all="ignore"):
-        slope = process.force(x, t)
-        middle = x + 0.5 * h * slope
-        if not np.all(np.isfinite(middle)):
-            return 0.0
-        ratio = 0.5 * np.linalg.norm(process.force(middle, t) - slope) / np.linalg.norm(slope)
-    return float(ratio) if np.isfinite(ratio) else 0.0
 
 
 def _description(

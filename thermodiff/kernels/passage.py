@@ -1,10 +1,17 @@
 """First passage of one coordinate through a level, without the bias of looking at the ends of steps only.
 
-Within an Euler step of variance v a path is a Brownian bridge from x to y.  It touches a level at distance b ahead of x
-with probability exp(-2 b (b - (y - x)) / v) if it ends before it, and with s = tau / (h - tau) the time tau of the first
-touch obeys W(v s) + (y - x - b) s = b: s is inverse Gaussian with mean b / |y - x - b| and shape b^2 / v (Borodin and
-Salminen, "Handbook of Brownian Motion", 2.0.2, for the drifted motion; Michael, Schucany and Haas, 1976, for the draws).
-Two levels are taken as independent within a step, which is off by exp(-2 (distance)^2 / v).
+Within an Euler step of variance v a path is a Brownian bridge from x to y, and two things are drawn of it, both exactly:
+
+- which level it touches first.  The chance is an alternating series over mirror images (Doob, 1949);
+- when.  With a single level, at distance b ahead of x, and with s = tau / (h - tau), the time tau of the first touch obeys
+  W(v s) + (y - x - b) s = b: s is inverse Gaussian with mean b / |y - x - b| and shape b^2 / v (Borodin and Salminen,
+  "Handbook of Brownian Motion", 2.0.2, for the drifted motion; Michael, Schucany and Haas, 1976, for the draws).  With two
+  levels such a time is kept with the chance that the path did not touch the other level before, and else drawn again.
+
+Steps that are long beside the distance between the levels are cut into pieces, so that the series are short: the points
+between the pieces are drawn from the bridge, one after the other, until a level is touched.
+
+The draws of a step are the uniforms of (key, path, step, number of the draw): they depend on nothing else.
 """
 
 from __future__ import annotations
@@ -15,10 +22,59 @@ from numba import types
 from thermodiff.kernels.elementary import exp, log, sincos_turns
 from thermodiff.kernels.jit import LANES, field_pointer, inline, integers, kernel, matrix, vector, words
 from thermodiff.kernels.langevin import _mixed
-from thermodiff.kernels.philox import BRIDGE, PATH, fill_rows, fill_uniforms
+from thermodiff.kernels.philox import _HALF_WORD, _LOW, BRIDGE, PATH, fill_rows, fill_uniforms, philox, uniform
 
 OUT_OF_REACH = 40.0
 """Exponent beyond which a touch within a step is not worth a random number: 4e-18."""
+MOST_DRAWS = 2**20
+"""Draws after which a time is taken as it is: a path within 1e-6 of one level that ends at the other may get so far."""
+
+
+@inline
+def _draw(key, path, step, number):
+    """Four uniforms; number 0 is what `fill_uniforms` gives."""
+    low, high = np.uint64(path) & _LOW, np.uint64(path) >> _HALF_WORD
+    purpose = np.uint64(BRIDGE + 256 * number)
+    a, b, c, d = philox(low, high, np.uint64(step) & _LOW, purpose, np.uint64(key[0]), np.uint64(key[1]))
+    return uniform(a), uniform(b), uniform(c), uniform(d)
+
+
+@inline
+def _normal(one, two):
+    """A normal of two uniforms."""
+    sine, _ = sincos_turns(two)
+    return np.sqrt(-2.0 * log(one)) * sine
+
+
+@inline
+def _chance(distance, rest, width, variance):
+    """Chance that a bridge touches a level before the other one, ``width`` behind the level.
+
+    It starts at ``distance`` before the level, and ends at ``rest`` before it: negative where it ends beyond.
+    """
+    total = 1.0 if rest <= 0.0 else exp(-2.0 * (distance * rest) / variance)
+    images = width
+    while True:
+        if rest > 0.0:
+            back, forth = images * (images - distance + rest), (images + rest) * (images + distance)
+        else:
+            back, forth = (images - distance) * (images - rest), images * (images + distance - rest)
+        if not 2.0 * back < OUT_OF_REACH * variance:
+            return total
+        total += exp(-2.0 * forth / variance) - exp(-2.0 * back / variance)
+        images += width
+
+
+@inline
+def _untouched(distance, width, variance):
+    """Chance that a path did not touch the level behind, if it touches that at ``distance`` first after this variance."""
+    total, images = 1.0, width
+    while 2.0 * images * (images - distance) < OUT_OF_REACH * variance:
+        ratio = 2.0 * images / distance
+        total += (1.0 + ratio) * exp(-2.0 * images * (images + distance) / variance)
+        total += (1.0 - ratio) * exp(-2.0 * images * (images - distance) / variance)
+        images += width
+    return total
 
 
 @inline
@@ -33,43 +89,73 @@ def _touch_time(distance, beyond, variance, normal, uniform):
 
 
 @inline
+def _near(x, y, low, high, variance):
+    """Whether a level is in reach of a step from x to y."""
+    return 2.0 * min((high - x) * (high - y), (x - low) * (y - low)) < OUT_OF_REACH * variance
+
+
+@inline
 def _reach(old, new, low, high, variance, alive):
     """Whether any path of the block may have touched a level in this step."""
     near = False
     for lane in range(LANES):
-        upper = (high - old[lane]) * (high - new[lane])
-        lower = (old[lane] - low) * (new[lane] - low)
-        least = min(upper, lower)
-        near = near or (alive[lane] > 0.0 and 2.0 * least < OUT_OF_REACH * variance)
+        near = near or (alive[lane] > 0.0 and _near(old[lane], new[lane], low, high, variance))
     return near
 
 
 @inline
-def _stop(old, new, low, high, variance, t, h, quad, alive, times, sides):
+def _first_touch(x, y, low, high, variance, key, path, step, first):
+    """(side, fraction of the step) of the first touch in a step from x to y; side 0 if there is none.
+
+    ``first`` holds the four uniforms of draw 0 of each path of the block.
+    """
+    lane = path % LANES
+    one, two, three, four = first[0, lane], first[1, lane], first[2, lane], first[3, lane]
+    width, left, number = high - low, variance, 0
+    # What is not a number touches nothing.
+    while left > 0.0 and x == x and y == y:
+        piece, end = left, y
+        if piece > width * width:
+            piece = width * width
+            number += 1
+            radius, angle, _, _ = _draw(key, path, step, number)
+            share = piece / left
+            end = x + share * (y - x) + np.sqrt(piece * (1.0 - share)) * _normal(radius, angle)
+        side, outside = 0, end >= high or end <= low
+        if one < _chance(high - x, high - end, width, piece):
+            side = 1
+        elif outside or one > 1.0 - _chance(x - low, end - low, width, piece):
+            side = -1
+        if side != 0:
+            distance = high - x if side == 1 else x - low
+            beyond = end - high if side == 1 else low - end
+            fraction = _touch_time(distance, beyond, piece, _normal(three, four), two)
+            kept = _untouched(distance, width, piece * fraction)
+            while kept < 1.0 and number < MOST_DRAWS:
+                # The chance for this time, and the numbers for the next.
+                number += 1
+                chance, two, three, four = _draw(key, path, step, number)
+                if chance < kept:
+                    break
+                fraction = _touch_time(distance, beyond, piece, _normal(three, four), two)
+                kept = _untouched(distance, width, piece * fraction)
+            return side, (variance - left) / variance + piece / variance * fraction
+        x, left, number = end, left - piece, number + 1
+        one, two, three, four = _draw(key, path, step, number)
+    return 0, 0.0
+
+
+@inline
+def _stop(old, new, low, high, variance, t, h, key, block, step, first, alive, times, sides):
     """Stop the paths that touch a level in this step; returns how many."""
     stopped = 0
     for lane in range(LANES):
-        if alive[lane] == 0.0:
+        if alive[lane] == 0.0 or not _near(old[lane], new[lane], low, high, variance):
             continue
-        x, y, side = old[lane], new[lane], 0
-        above, below = (high - x) * (high - y), (x - low) * (y - low)
-        if y >= high:
-            side = 1
-        elif y <= low:
-            side = -1
-        else:
-            chance_above = exp(-2.0 * above / variance)
-            chance_below = exp(-2.0 * below / variance)
-            if quad[0, lane] < chance_above:
-                side = 1
-            elif quad[0, lane] > 1.0 - chance_below:
-                side = -1
+        path = block * LANES + lane
+        side, fraction = _first_touch(old[lane], new[lane], low, high, variance, key, path, step, first)
         if side != 0:
-            distance = high - x if side == 1 else x - low
-            beyond = y - high if side == 1 else low - y
-            sine, _ = sincos_turns(quad[3, lane])
-            normal = np.sqrt(-2.0 * log(quad[2, lane])) * sine
-            times[lane] = t + h * _touch_time(distance, beyond, variance, normal, quad[1, lane])
+            times[lane] = t + h * fraction
             sides[lane] = side
             alive[lane] = 0.0
             stopped += 1
@@ -129,7 +215,9 @@ def passage(field, params, mix, key, first, last, start, h, steps, coordinate, l
                     target[lane] += alive[lane] * (h * change[lane] + noise[lane])
             if _reach(old, x[coordinate], low, high, variance, alive):
                 fill_uniforms(key, block * LANES, k, BRIDGE, chance)
-                left -= _stop(old, x[coordinate], low, high, variance, row[0], h, chance, alive, own_times, own_sides)
+                left -= _stop(
+                    old, x[coordinate], low, high, variance, row[0], h, key, block, k, chance, alive, own_times, own_sides
+                )
                 if left == 0:
                     break
         for i in range(dim):

@@ -1,0 +1,142 @@
+"""Steps that are too large, and drifts that have no value: what is said, and when nothing is."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+
+import thermodiff as td
+from thermodiff._check import DivergenceError
+from thermodiff.integrate.stability import _spectral_radius, step_rate
+
+
+@td.drift
+def stiff_later(x, t):
+    return (-(1.0 + 3000.0 * (t > 0.5)) * x[0],)
+
+
+@td.drift
+def stiff_beside_a_large_one(x, t):
+    return -1000.0 * x[0], -x[1]
+
+
+@td.drift
+def oscillator(x, t):
+    return x[1], -x[0] - 0.1 * x[1]
+
+
+@td.drift
+def root(x, t):
+    return (-np.sign(x[0]) * math.sqrt(abs(x[0])),)
+
+
+@td.potential
+def kink(x, t):
+    return abs(x[0])
+
+
+@td.potential
+def cone(x, t):
+    return 1.0 / math.sqrt(x[0] ** 2 + x[1] ** 2)
+
+
+@td.drift
+def cube(x, t):
+    return (x[0] ** 3,)
+
+
+@td.diffusivity
+def negative(x, t):
+    return (x[0] - 1.0,)
+
+
+CASES = [
+    (td.Langevin(stiff_later, dim=1), [0.0], 0.9e-3, r"by 67 % of its length at t = 1"),
+    (td.Langevin(stiff_beside_a_large_one, diffusivity=1e-3, dim=2), [1e-3, 1e4], 2.5e-3, r"by 62 % of its length at t = 0"),
+    (td.Langevin(oscillator, diffusivity=[0.0, 0.1], dim=2), [0.0, 0.0], 1.5, r"by 3[78] % of its length at t = 0"),
+]
+QUIET = [
+    (td.Langevin(kink, dim=1), [0.0], 1e-2),
+    (td.Langevin(root, diffusivity=1e-6, dim=1), [1e-9], 1e-3),
+    (td.Langevin(oscillator, diffusivity=[0.0, 0.1], dim=2), [0.0, 0.0], 1e-2),
+    (td.Langevin(oscillator, diffusivity=0.0, dim=2), [0.0, 0.0], 1e-2),
+]
+
+
+@pytest.mark.parametrize(("process", "start", "dt", "message"), CASES, ids=["later", "hidden", "rotating"])
+def test_a_step_is_judged_by_the_fastest_rate(process: td.Langevin, start: list[float], dt: float, message: str) -> None:
+    with pytest.warns(RuntimeWarning, match=message) as caught:
+        td.simulate(process, np.tile(start, (100, 1)), max(1.0, 4.0 * dt), dt, rng=0)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(("process", "start", "dt"), QUIET, ids=["kink", "root", "at rest", "without noise"])
+def test_no_false_alarm(process: td.Langevin, start: list[float], dt: float) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        td.simulate(process, np.tile(start, (100, 1)), 1.0, dt, rng=0)
+
+
+def test_the_rate_of_a_linear_drift_is_that_of_its_fastest_mode() -> None:
+    rng = np.random.default_rng(0)
+    matrices = rng.normal(size=(20, 5, 5))
+    radii = np.abs(np.linalg.eigvals(matrices)).max(axis=1)
+    assert np.all(_spectral_radius(matrices) >= radii)
+    np.testing.assert_allclose(_spectral_radius(matrices), radii, rtol=0.15)
+    process = td.Linear(matrices[0], diffusivity=0.3)
+    assert step_rate(process, rng.normal(size=(8, 5)), 0.0, 0.01) == pytest.approx(0.01 * radii[0], rel=0.15)
+
+
+def test_points_without_a_value_do_not_hide_the_others() -> None:
+    process = td.Langevin(stiff_beside_a_large_one, dim=2)
+    x = np.array([[np.nan, 0.0], [1.0, 1.0], [np.inf, 0.0]])
+    assert step_rate(process, x, 0.0, 1e-2) == pytest.approx(10.0, rel=1e-6)
+    assert step_rate(process, x[:1], 0.0, 1e-2) == 0.0
+
+
+@pytest.mark.filterwarnings("ignore:the step")
+def test_all_lost_paths_are_counted_whatever_the_tasks() -> None:
+    process = td.Langevin(cube, diffusivity=0.5, dim=1)
+    x0 = np.where(np.arange(3000) < 2000, 0.0, 3.0)[:, None]
+    messages = set()
+    for chunk in (None, 1, 5):
+        with pytest.raises(DivergenceError) as caught:
+            td.simulate(process, x0, 2.0, 0.01, rng=3, chunk=chunk)
+        messages.add(str(caught.value))
+    marked = td.simulate(process, x0, np.linspace(0.0, 2.0, 201), 0.01, rng=3, on_divergence="mark")
+    lost = ~np.isfinite(marked.states).all(axis=(1, 2))
+    first = marked.times[np.argmax(lost)]
+    assert messages == {
+        f"{marked.diverged.sum()} of 3000 paths left the finite numbers, the first at t = {first:.6g} "
+        f'(key {marked.key[0]}, {marked.key[1]}); use a smaller dt, or on_divergence="mark" to go on without them.'
+    }
+
+
+@pytest.mark.filterwarnings("ignore:the step")
+@pytest.mark.parametrize(
+    ("process", "message"),
+    [
+        (
+            td.Langevin(cone, dim=2),
+            r"the drift is not finite at the start of 3 of 5 paths, first of path 2, at x = \[0\. 0\.\]",
+        ),
+        (
+            td.Langevin(cube, diffusivity=negative, dim=1),
+            r"the diffusivity is negative at the start of 3 of 5 paths, first of",
+        ),
+    ],
+)
+def test_a_start_without_a_value_is_named(process: td.Langevin, message: str) -> None:
+    x0 = np.where(np.arange(5)[:, None] < 2, 2.0, np.zeros(process.dim))
+    with pytest.raises(DivergenceError, match=message):
+        td.simulate(process, x0, 0.1, 0.01, rng=0)
+
+
+def test_more_steps_than_can_be_counted() -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"dt = 1e-30 makes 1e\+30 steps of these times, more than the 17179869184 for which a path in d = 1",
+    ):
+        td.simulate(td.Langevin(cube, dim=1), np.zeros((1, 1)), 1.0, 1e-30)

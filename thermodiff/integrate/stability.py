@@ -1,0 +1,89 @@
+"""Whether a step is too large for a drift: an estimate from a few states, and a warning."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from thermodiff.processes import Langevin
+
+FloatArray = npt.NDArray[np.float64]
+
+MOST_PATHS = 8
+"""Paths that are looked at."""
+MOST_TIMES = 8
+"""Times at which they are looked at, beside the start."""
+LARGEST = 1.0
+"""Of h times the rate of the drift at most paths; at a single one it may be twice that, where Euler's rule turns unstable."""
+_SQUARINGS = 5
+
+
+def sampled(count: int, most: int) -> npt.NDArray[np.intp]:
+    """At most ``most`` of ``count`` indices, evenly, the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.intp))
+
+
+def warn_if_too_large(process: Langevin, states: Iterable[tuple[float, float, FloatArray]], *, stacklevel: int) -> bool:
+    """Warn where a step h from states x (n, d) at time t, given as (t, h, x), is too large; once, for the largest excess.
+
+    Returns
+    -------
+    bool
+        Whether it was.
+    """
+    found = [(step_rate(process, x, t, h), h, t) for t, h, x in states]
+    rate, h, t = max(found, default=(0.0, 0.0, 0.0))
+    if rate <= LARGEST:
+        return False
+    # Two half steps of dx/dt = -k x differ from one by h k / 4 of its length.
+    warnings.warn(
+        f"the step {h:.3g} is too large for this drift: two half steps differ from it by {25.0 * rate:.0f} % of its "
+        f"length at t = {t:.3g}; use a smaller dt.",
+        RuntimeWarning,
+        stacklevel=stacklevel + 1,
+    )
+    return True
+
+
+def step_rate(process: Langevin, x: FloatArray, t: float, h: float) -> float:
+    """h times the rate of the drift near the points x (n, d): the spectral radius of its Jacobian, roughly.
+
+    It is that of the middle one of the points, or half of the largest.  Slopes are taken over the width of a step: a kink in the drift is not stiff where the noise passes over it.  Points
+    where anything is not finite count as zero.
+    """
+    with np.errstate(all="ignore"):
+        x = x[np.isfinite(x).all(axis=1)]
+        slope = process.force(x, t) if len(x) else x
+        x, slope = (values[np.isfinite(slope).all(axis=1)] for values in (x, slope))
+        n, dim = x.shape
+        if n == 0:
+            return 0.0
+        reach = np.sqrt(np.mean((h * slope) ** 2, axis=0)) + np.sqrt(h) * _noise_width(process, x, t)
+        reach = np.where(np.isfinite(reach) & (reach > 0.0), reach, 1e-6 * (1.0 + np.abs(x).max(axis=0)))
+        moved = (x[:, None] + reach * np.eye(dim)).reshape(n * dim, dim)
+        # Entry [n, j, i] is the derivative of f_i by x_j.
+        jacobian = (process.force(moved, t).reshape(n, dim, dim) - slope[:, None]) / reach[:, None]
+        radius = h * _spectral_radius(jacobian)
+    radius = radius[np.isfinite(radius)]
+    return max(float(np.median(radius)), 0.5 * float(radius.max())) if radius.size else 0.0
+
+
+def _noise_width(process: Langevin, x: FloatArray, t: float) -> FloatArray:
+    """Standard deviation of the noise of each coordinate in unit time, its mean over the points."""
+    if process.state_dependent:
+        diffusivity = process.diffusivity.at(x, t, process.diffusivity_params)[:, : process.dim]
+        return np.sqrt(np.mean(2.0 * diffusivity, axis=0))
+    return np.linalg.norm(process.mix(np.array([t]))[0], axis=1)
+
+
+def _spectral_radius(matrices: FloatArray) -> FloatArray:
+    """Of (n, d, d), from above and nearly: |A^32|^(1/32).  An eigenvalue solver would wake the threads of a BLAS."""
+    power, logarithm = matrices, np.zeros(len(matrices))
+    for k in range(_SQUARINGS):
+        size = np.linalg.norm(power, axis=(1, 2))
+        logarithm += np.log(size) / 2**k
+        power = np.einsum("nij,njk->nik", power / size[:, None, None], power / size[:, None, None])
+    return np.exp(logarithm + np.log(np.linalg.norm(power, axis=(1, 2))) / 2**_SQUARINGS)

@@ -101,6 +101,36 @@ def test_parameters_that_are_refused(params, error, message: str) -> None:
         swirl.values_of(params)
 
 
+def test_parameters_may_have_defaults() -> None:
+    @td.drift
+    def pulled(x, t=0.0, k=1.0, shift=2.0):
+        return (-k * x[0] + shift,)
+
+    assert [pulled.values_of(given).tolist() for given in ((), 3.0, (3.0, 4.0))] == [[1.0, 2.0], [3.0, 2.0], [3.0, 4.0]]
+    assert pulled.at([[1.0]]).tolist() == [[1.0]]
+    with pytest.raises(ValueError, match=r"pulled takes 2 parameters \(k, shift\), got 3"):
+        pulled.values_of((1.0, 2.0, 3.0))
+
+    @td.drift
+    def needs_one(x, t, k, shift=2.0):
+        return (-k * x[0] + shift,)
+
+    with pytest.raises(ValueError, match=r"needs_one takes 2 parameters \(k, shift\), got 0"):
+        needs_one.values_of(())
+
+
+def test_a_call_may_name_the_parameters() -> None:
+    assert swirl((1.0, 0.0), 0.0, kappa=1.0, omega=2.0) == swirl((1.0, 0.0), 0.0, 1.0, 2.0)
+
+
+def test_arrays_without_axes_are_numbers() -> None:
+    @td.drift
+    def switched(x, t):
+        return np.where(x[0] > 0.0, 2.0, -1.0), np.heaviside(x[1], 0.5)
+
+    assert switched.at([[1.0, -1.0], [-1.0, 0.0]]).tolist() == [[2.0, 0.0], [-1.0, 0.5]]
+
+
 def test_points_and_times_that_are_refused() -> None:
     with pytest.raises(ValueError, match=r"x must have shape \(n, d\), got \(2,\)"):
         swirl.at([1.0, 2.0], 0.0, (1.0, 2.0))

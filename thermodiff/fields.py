@@ -45,7 +45,7 @@ class Field:
             )
         self.function = function
         self.__name__, self.__doc__, self.__module__ = function.__name__, function.__doc__, function.__module__
-        self._kernels: dict[tuple[int, int, str], Any] = {}
+        self._kernels: dict[tuple[int, str, str], Any] = {}
         arguments = list(inspect.signature(function).parameters.values())
         leading = 3 if self.kind == "filled" else 2
         usual = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -53,21 +53,25 @@ class Field:
             raise TypeError(f"{self.__name__}: it must be written as {self.form.format(name=self.__name__)}.")
         self.parameters = tuple(argument.name for argument in arguments[leading:])
 
-    def __call__(self, *arguments: Any) -> Any:
-        return self.function(*arguments)
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self.function(*arguments, **named)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.__name__}({', '.join(('x', 't', *self.parameters))}))"
 
     def values_of(self, params: Sequence[float] | FloatArray) -> FloatArray:
-        """The parameters as an array, (p,).
+        """The parameters as an array, (p,); the last may be left out where the function has defaults for them.
 
         Raises
         ------
         TypeError, ValueError
             If they are not numbers, or not as many as the function takes.
         """
-        numbers = [finite_number(f"params[{j}]", value) for j, value in enumerate(np.atleast_1d(np.asarray(params, object)))]
+        given = list(np.atleast_1d(np.asarray(params, object)))
+        missing, defaults = len(self.parameters) - len(given), self.function.__defaults__ or ()
+        if 0 < missing <= len(defaults):
+            given += defaults[-missing:]
+        numbers = [finite_number(f"params[{j}]", value) for j, value in enumerate(given)]
         if len(numbers) != len(self.parameters):
             need = ", ".join(self.parameters) or "none"
             raise ValueError(f"{self.__name__} takes {len(self.parameters)} parameters ({need}), got {len(numbers)}.")
@@ -81,12 +85,14 @@ class Field:
         TypeError, ValueError
             If the function cannot be called or compiled, with the reason.
         """
-        key = (dim, len(self.parameters), kind or self.kind)
-        if key not in self._kernels:
-            from thermodiff.kernels.user import lane_field
+        from thermodiff.kernels.user import fingerprint, lane_field
 
+        kind = kind or self.kind
+        # Also by the numbers that the function takes from around it: they may have changed since.
+        key = (dim, kind, fingerprint(self.function))
+        if key not in self._kernels:
             self._try_out(dim, params)
-            self._kernels[key] = lane_field(self.function, *key)
+            self._kernels[key] = lane_field(self.function, dim, len(self.parameters), kind)
         return self._kernels[key]
 
     def at(self, x: npt.ArrayLike, t: float = 0.0, params: Sequence[float] | FloatArray = ()) -> FloatArray:
@@ -132,7 +138,7 @@ class Field:
             )
 
     def _check_result(self, result: Any, dim: int) -> None:
-        if not isinstance(result, tuple) or not all(isinstance(value, Real) for value in result):
+        if not isinstance(result, tuple) or not all(_is_number(value) for value in result):
             raise TypeError(f"{self.__name__} must return {self.gives}, got {result!r:.60}.")
         if len(result) != dim:
             raise ValueError(
@@ -146,6 +152,11 @@ class Field:
         from thermodiff.kernels.user import to_bytes
 
         return _rebuild, (type(self), to_bytes(self.function))
+
+
+def _is_number(value: Any) -> bool:
+    """A real number; also numpy's array without axes, as np.where gives."""
+    return isinstance(value, Real) or (isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "biuf")
 
 
 def _lookup(module: str, name: str) -> Any:
@@ -189,7 +200,7 @@ class Potential(Field):
     gives = "one number, the energy"
 
     def _check_result(self, result: Any, dim: int) -> None:
-        if not isinstance(result, Real):
+        if not _is_number(result):
             raise TypeError(f"{self.__name__} must return {self.gives}, got {result!r:.60}.")
 
 

@@ -284,6 +284,22 @@ def no_such_function_at_times(x, t):
     return (x[0], x[1]) if x[0] < 5.0 else (x[0], np.nonsense(x[1]))
 
 
+def wrong_helper_call_at_times(x, t):
+    return (x[0], x[1]) if x[0] < 5.0 else (x[0], helper(x[1], 2.0))
+
+
+def three_out_of_reach(x, t):
+    return math.log(x[0] - 0.5), 0.0, 0.0
+
+
+def a_list_out_of_reach(x, t):
+    return [math.log(x[0] - 0.5), 0.0]
+
+
+def one_out_of_reach(x, t):
+    return (math.log(x[0] - 0.5),)
+
+
 def caught(x, t):
     try:
         return x[0], x[1]
@@ -314,8 +330,14 @@ MISTAKES = {
     "recursion": (lambda x, t: (recursive(x[0]), x[1]), (), "<lambda>: recursive calls itself; write it as a loop"),
     "no such function": (lambda x, t: (np.nonsense(x[0]), x[1]), (), "has no attribute 'nonsense'"),
     "no such function in a branch": (no_such_function_at_times, (), "the attribute 'nonsense' does not exist"),
-    "a generator": (lambda x, t: (sum(v for v in x), x[1]), (), "<lambda> cannot be compiled (The use of yield"),
-    "a wrong call": (lambda x, t: (math.log(x[0], 2.0), x[1]), (), "a function in it is called with a wrong number of arg"),
+    "no compilable function": (lambda x, t: (math.fsum(x), x[1]), (), "the attribute 'fsum' cannot be used here; use"),
+    "a generator": (lambda x, t: (sum(v for v in x), x[1]), (), "<lambda>: a generator cannot be used in it; write a loop"),
+    "a wrong call": (wrong_helper_call_at_times, (), "a function that it calls takes another number of arguments; compare"),
+    "a large integer": (lambda x, t: (10**20 * x[0], x[1]), (), "a whole number in it is too large; write it with a point"),
+    "piecewise": (lambda x, t: (np.piecewise(x[0], [x[0] > 0], [1.0]), 0.0), (), "the attribute 'piecewise' cannot be used"),
+    "too many values out of reach": (three_out_of_reach, (), "three_out_of_reach returns 3 numbers, but dim = 2; return one"),
+    "too few values out of reach": (one_out_of_reach, (), "one_out_of_reach returns 1 numbers, but dim = 2; return one"),
+    "a list out of reach": (a_list_out_of_reach, (), "a_list_out_of_reach must return a tuple of d numbers"),
     "try": (caught, (), "caught: exception_match cannot be used in it"),
 }  # fmt: skip
 
@@ -334,7 +356,8 @@ def test_mistakes_get_a_sentence(name: str) -> None:
 def test_mistakes_in_potentials_get_a_sentence() -> None:
     for function, message in (
         (lambda x, t: (x[0], x[1]), "must return one number, the energy, got (0.1, 0.11)"),
-        (lambda x, t: math.gamma(x[0]), "gamma cannot be used in it, or not on these arguments"),
+        (lambda x, t: np.sum(x), "sum cannot be used in it, or not on these arguments"),
+        (lambda x, t: x[0] if t < 5.0 else math.sin(x[0], x[1]), "sin cannot be used in it, or not on these arguments"),
         (lambda x, t: divmod(x[0], 1.0)[0], "divmod cannot be used in it"),
     ):
         with pytest.raises(TypeError, match=re.escape(message)):
@@ -368,6 +391,35 @@ def test_mistakes_in_filled_drifts_get_a_sentence() -> None:
     for function, message in ((returns, "must fill out and return nothing"), (beyond, "index 5 is out of bounds")):
         with pytest.raises(TypeError, match=message):
             td.drift(function, fills=True).at(np.zeros((1, 2)))
+
+
+def test_writing_beyond_out_at_times_is_noticed() -> None:
+    """Indices are not checked; there is room around out, which must stay as it was."""
+
+    def beyond(x, t, out, i):
+        out[0], out[1] = -x[0], -x[1]
+        if t > 0.5:
+            out[int(i)] = 1.0
+
+    field, x = td.drift(beyond, fills=True), np.ones((3, 2))
+    np.testing.assert_array_equal(field.at(x, 0.0, (2.0,)), -x)
+    np.testing.assert_array_equal(field.at(x, 1.0, (1.0,)), np.tile([-1.0, 1.0], (3, 1)))
+    for i in (2.0, 3.0, 40.0, -3.0):
+        assert np.isnan(field.at(x, 1.0, (i,))).all()
+
+
+def test_reading_beyond_x_at_times_gives_no_number() -> None:
+    def beyond(x, t, out):
+        out[0] = x[0] if t < 0.5 else x[1]
+
+    assert np.isnan(td.drift(beyond, fills=True).at(np.ones((3, 1)), 1.0)).all()
+
+
+def test_arrays_in_a_filled_drift_keep_numpy_functions() -> None:
+    def clipped(x, t, out):
+        out[:] = np.where(x > 0.0, np.clip(x, -1.0, 0.5), -1.0)
+
+    np.testing.assert_array_equal(td.drift(clipped, fills=True).at([[0.7, -0.2, 0.1]]), [[0.5, -1.0, 0.1]])
 
 
 def test_the_error_is_a_type_error() -> None:

@@ -17,7 +17,7 @@ MOST_PATHS = 8
 MOST_TIMES = 8
 """Times at which they are looked at, beside the start."""
 LARGEST = 1.0
-"""Of h times the rate of the drift at most paths; at a single one it may be twice that, where Euler's rule turns unstable."""
+"""Of h times the rate of the drift, at most paths; at a single one twice that, where Euler's rule turns unstable."""
 _SQUARINGS = 5
 
 
@@ -51,8 +51,8 @@ def warn_if_too_large(process: Langevin, states: Iterable[tuple[float, float, Fl
 def step_rate(process: Langevin, x: FloatArray, t: float, h: float) -> float:
     """h times the rate of the drift near the points x (n, d): the spectral radius of its Jacobian, roughly.
 
-    It is that of the middle one of the points, or half of the largest.  Slopes are taken over the width of a step: a kink in the drift is not stiff where the noise passes over it.  Points
-    where anything is not finite count as zero.
+    It is that of the middle one of the points, or half of the largest.  Slopes are taken over the width of a step: a kink
+    in the drift is not stiff where the noise passes over it.  Points where anything is not finite are left out.
     """
     with np.errstate(all="ignore"):
         x = x[np.isfinite(x).all(axis=1)]

@@ -3,11 +3,13 @@
 The function takes a point (a tuple of d numbers), the time and its parameters, and returns a tuple.  `lane_field` writes
 the loop over lanes around it and compiles the whole once; parameters travel as numbers in ``params``.  Inside, functions
 of ``math`` and ``numpy`` are replaced by those of `thermodiff.kernels.elementary`, which vectorise, or by those of
-`thermodiff.kernels.dual`, which take duals too.
+`thermodiff.kernels.functions`, which take duals too.
 """
 
 from __future__ import annotations
 
+import dis
+import hashlib
 import math
 import re
 import types as python_types
@@ -18,9 +20,10 @@ from typing import Any
 import numba
 import numba.cloudpickle
 import numpy as np
+from numba import types
 from numba.core.errors import NumbaError
 
-from thermodiff.kernels import dual
+from thermodiff.kernels import dual, functions
 from thermodiff.kernels.jit import FLAGS, LANES, UserKernel, field_signature
 
 _OPTIONS = {**FLAGS, "cache": False}
@@ -35,18 +38,39 @@ def field(x, row, params, out):
 """All rows are reached from the first, at constant distances (the arrays are contiguous, and indices are not checked): LLVM
 then needs a single overlap check, and vectorises for every d."""
 
+_DIRECTIONS = """
+def field(x, row, params, out):
+    xs, os, t = x[0], out[0], row[0]
+    {unpack}
+    for i in range({dim}):
+        {seeds}
+        for lane in range(LANES):
+            os[i * LANES + lane] = -(function(({seeded}), t{given}) + dual(0.0, 0.0)).slope
+"""
+"""The gradient in many dimensions: the function is compiled once and not d times, and runs as fast."""
+
+_MANY = 8
+"""Coordinates from which on it is so written; below, the many zeros among the seeds compile to less."""
+
 _FILLED = """
 def field(x, row, params, out):
     t, dim = row[0], x.shape[0]
     {unpack}
-    point, slope = np.empty(dim), np.empty(dim)
+    points, slopes = np.full(dim + 2 * MARGIN, np.nan), np.full(dim + 2 * MARGIN, MARK)
+    point, slope = points[MARGIN : MARGIN + dim], slopes[MARGIN : MARGIN + dim]
     for lane in range(LANES):
         for i in range(dim):
             point[i], slope[i] = x[i, lane], 0.0
         function(point, t, slope{given})
         for i in range(dim):
             out[i, lane] = slope[i]
+    for i in range(MARGIN):
+        if slopes[i] != MARK or slopes[MARGIN + dim + i] != MARK:
+            out[:] = np.nan
 """
+"""Indices are not checked: reading beyond x gives nan, writing beyond out makes all nan, and both are noticed."""
+
+_MARGIN, _MARK = 64, 0.6180339887498949
 
 
 class UserFunctionError(TypeError):
@@ -60,20 +84,62 @@ def lane_field(function: Callable[..., Any], dim: int, parameters: int, kind: st
     a number, and the field is minus its gradient), "energy" (it returns a number, the first row of the field) or "spread"
     (it returns d values D_i, and the field holds them and then dD_i/dx_i).
     """
-    replaced = dual.PLAIN if kind in ("values", "filled") else dual.REPLACED
+    replaced = functions.PLAIN if kind in ("values", "filled") else functions.REPLACED
+    compiled = _compiled(function, replaced, inlined=kind != "filled", outer=())
     scope: dict[str, Any] = {
-        "function": _compiled(function, replaced, inlined=kind != "filled", outer=()),
+        "function": compiled,
         "LANES": LANES,
+        "MARGIN": _MARGIN,
+        "MARK": _MARK,
         "np": np,
         "dual": dual.dual,
     }
-    exec(compile(_source(dim, parameters, kind), f"<field of {function.__name__}>", "exec"), scope)
-    dispatcher = numba.njit(**_OPTIONS)(scope["field"])
+    source = _source(dim, parameters, kind)
     try:
-        dispatcher.compile(field_signature)
-    except (NumbaError, AttributeError, NotImplementedError) as error:
-        raise UserFunctionError(_reason(function.__name__, str(error), filled=kind == "filled")) from None
+        dispatcher = _made(source, scope)
+        if kind != "filled" and _may_raise(dispatcher):
+            dispatcher = _made(_guarded(source, 2 * dim if kind == "spread" else 1 if kind == "energy" else dim), scope)
+    except (NumbaError, AttributeError, NotImplementedError, OverflowError, RecursionError) as error:
+        _check_length(function.__name__, compiled, dim, kind)
+        raise UserFunctionError(_reason(function.__name__, str(error))) from None
+    _check_length(function.__name__, compiled, dim, kind)
     return UserKernel(dispatcher)
+
+
+def _made(source: str, scope: dict[str, Any]) -> Any:
+    exec(compile(source, f"<field of {scope['function'].__name__}>", "exec"), scope)
+    dispatcher = numba.njit(**_OPTIONS)(scope["field"])
+    dispatcher.compile(field_signature)
+    return dispatcher
+
+
+def _may_raise(dispatcher: Any) -> bool:
+    """Whether the compiled field can end in an error, which no kernel would hear of: an index beyond a tuple's end."""
+    code = dispatcher.inspect_llvm(field_signature.args)
+    own = re.search(r"^define [^\n]*5field[^\n]*\{$.*?^\}", code, re.DOTALL | re.MULTILINE)
+    return own is None or any(status != "0" for status in re.findall(r"ret i32 (\S+)", own.group()))
+
+
+def _guarded(source: str, rows: int) -> str:
+    """The same field, which gives nan where the function ends in an error."""
+    head, loop, body = source.partition("for lane in range(LANES):\n")
+    indent = body[: len(body) - len(body.lstrip())]
+    tried = "".join(f"    {line}\n" for line in body.splitlines())
+    caught = f"{indent}    for r in range({rows}):\n{indent}        os[r * LANES + lane] = np.nan\n"
+    return f"{head}{loop}{indent}try:\n{tried}{indent}except Exception:\n{caught}"
+
+
+def _check_length(name: str, compiled: Any, dim: int, kind: str) -> None:
+    """What the function was found to return by compiling it: a trial call may not have come to an end."""
+    returned = [made.signature.return_type for made in compiled.overloads.values()]
+    if kind not in ("values", "spread") or not returned:
+        return
+    if not isinstance(returned[0], types.BaseTuple):
+        raise UserFunctionError(f"{name} must return a tuple of d numbers, as (a, b) for dim = 2.")
+    if len(returned[0]) != dim:
+        raise UserFunctionError(
+            f"{name} returns {len(returned[0])} numbers, but dim = {dim}; return one for each coordinate."
+        )
 
 
 def _source(dim: int, parameters: int, kind: str) -> str:
@@ -89,6 +155,10 @@ def _source(dim: int, parameters: int, kind: str) -> str:
         return _LOOP.format(unpack=unpack, body="\n        ".join(body))
     if kind == "energy":
         return _LOOP.format(unpack=unpack, body=f"os[lane] = function(({point}), t{given})")
+    if kind == "gradient" and dim >= _MANY:
+        seeds = "; ".join(f"s{i} = 1.0 * (i == {i})" for i in range(dim))
+        seeded = "".join(f"dual(xs[{at}], s{i}), " for i, at in enumerate(place))
+        return _DIRECTIONS.format(unpack=unpack, dim=dim, seeds=seeds, seeded=seeded, given=given)
     body = []
     for i, at in enumerate(place):
         seeded = "".join(f"dual(xs[{other}], {1.0 if j == i else 0.0}), " for j, other in enumerate(place))
@@ -106,6 +176,11 @@ def _compiled(function: Callable[..., Any], replaced: Mapping[Any, Any], *, inli
     if function in outer:
         raise UserFunctionError(f"{outer[0].__name__}: {function.__name__} calls itself; write it as a loop.")
     outer = (*outer, function)
+    if any(instruction.opname == "RAISE_VARARGS" for instruction in dis.get_instructions(function.__code__)):
+        raise UserFunctionError(
+            f"{function.__name__} raises an error, which cannot be done for one path among many; remove "
+            "raise and assert, and return nan where a path must not go: that is noticed."
+        )
     names = set(_names(function.__code__))
     scope = {name: _substitute(value, replaced, outer) for name, value in function.__globals__.items() if name in names}
     cells = function.__closure__ or ()
@@ -119,15 +194,39 @@ def fingerprint(value: Any, seen: tuple[Any, ...] = ()) -> str:
     """What a function computes, as text: its code, and the numbers and functions that it takes from around it."""
     function = _plain(value)
     if function is None:
-        plain = (bool, int, float, complex, str, tuple, type(None))
-        return repr(value) if isinstance(value, plain) else getattr(value, "__qualname__", type(value).__qualname__)
+        return _content(value, seen)
     if function in seen:
         return function.__name__
     names, seen = set(_names(function.__code__)), (*seen, function)
     around = [(name, value) for name, value in sorted(function.__globals__.items()) if name in names]
     around += [(str(k), cell.cell_contents) for k, cell in enumerate(function.__closure__ or ())]
-    inner = ";".join(f"{name}={fingerprint(value, seen)}" for name, value in around)
-    return f"{_code(function.__code__)}|{function.__defaults__!r}|{inner}"
+    inner = ";".join(f"{name}={_attributes(value, names, seen)}" for name, value in around)
+    return f"{_code(function.__code__)}|{function.__defaults__!r}|{function.__kwdefaults__!r}|{inner}"
+
+
+def _attributes(value: Any, names: set[str], seen: tuple[Any, ...]) -> str:
+    """`fingerprint`; of a module, that of what is taken from it."""
+    if not isinstance(value, python_types.ModuleType) or value in (math, np):
+        return fingerprint(value, seen)
+    return ";".join(f"{name}={fingerprint(vars(value)[name], seen)}" for name in sorted(names & set(vars(value))))
+
+
+def _content(value: Any, seen: tuple[Any, ...]) -> str:
+    """The content of a value that is no function."""
+    if isinstance(value, bool | int | float | complex | str | bytes | np.generic | type(None)):
+        return repr(value)
+    if isinstance(value, tuple | list):
+        return f"{type(value).__name__}({','.join(fingerprint(entry, seen) for entry in value)})"
+    if isinstance(value, dict):
+        return f"dict({','.join(f'{key!r}:{fingerprint(entry, seen)}' for key, entry in value.items())})"
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return f"{value.dtype}{value.shape}{hashlib.sha256(np.ascontiguousarray(value).data).hexdigest()}"
+    if isinstance(value, type | python_types.BuiltinFunctionType | python_types.ModuleType | np.ufunc):
+        return f"{type(value).__name__} {getattr(value, '__qualname__', value.__name__)}"
+    try:
+        return hashlib.sha256(numba.cloudpickle.dumps(value)).hexdigest()
+    except Exception:  # What cannot be written down is known by its type alone.
+        return type(value).__qualname__
 
 
 def _code(code: python_types.CodeType) -> str:
@@ -142,7 +241,7 @@ def _names(code: python_types.CodeType) -> list[str]:
 
 def _substitute(value: Any, replaced: Mapping[Any, Any], outer: tuple[Any, ...]) -> Any:
     if value is math or value is np:
-        return _module(value, replaced is dual.PLAIN)
+        return _module(value, replaced is functions.PLAIN)
     if callable(value) and value.__hash__ is not None and value in replaced:
         return replaced[value]
     helper = _plain(value)
@@ -158,7 +257,7 @@ def _plain(value: Any) -> python_types.FunctionType | None:
 
 @cache
 def _module(original: python_types.ModuleType, plain: bool) -> python_types.ModuleType:
-    replaced = dual.PLAIN if plain else dual.REPLACED
+    replaced = functions.PLAIN if plain else functions.REPLACED
     copy = python_types.ModuleType(original.__name__)
     for name, value in vars(original).items():
         known = callable(value) and getattr(value, "__hash__", None) is not None and value in replaced
@@ -179,9 +278,8 @@ def from_bytes(content: bytes) -> Callable[..., Any]:
     return numba.cloudpickle.loads(content)
 
 
-def _reason(name: str, text: str, *, filled: bool) -> str:
+def _reason(name: str, text: str) -> str:
     """Numba's message in one sentence, for the mistakes that people make."""
-    form = f"{name}(x, t, out, *params)" if filled else f"{name}(x, t, *params)"
     found = re.search(r"name '(\w+)' is not defined|Untyped global name '(\w+)'", text)
     if found:
         return f"{name}: the name {found.group(1) or found.group(2)!r} is not defined, or not a number or function."
@@ -189,13 +287,21 @@ def _reason(name: str, text: str, *, filled: bool) -> str:
         return f"{name}: every return must give the same, a tuple of d numbers (a potential: one number)."
     if "wrong tuple length" in text:
         return f"{name}: a tuple is unpacked into a wrong number of names; x holds d numbers."
-    if "too many positional arguments" in text or "missing a required argument" in text:
-        return f"{name}: a function in it is called with a wrong number of arguments; it is called as {form}."
+    if "use of yield in a closure" in text:
+        return f"{name}: a generator cannot be used in it; write a loop, or put it in brackets, as sum([v**2 for v in x])."
+    if "Int value is too large" in text:
+        return f"{name}: a whole number in it is too large; write it with a point or an exponent, as 1e20."
+    # Of a function of math or numpy the name can be told, further down.
+    wrong_count = "too many positional arguments" in text or "missing a required argument" in text
+    if wrong_count and "No implementation of function" not in text:
+        return f"{name}: a function that it calls takes another number of arguments; compare the calls with the definitions."
     if "index out of range" in text.lower() or "out of bounds" in text.lower() or "tuple index" in text.lower():
         return f"{name}: an index is out of range; it must use x[0] ... x[d - 1] and return a tuple of d numbers."
     found = re.search(r"Unknown attribute '(\w+)'|has no attribute '(\w+)'", text)
     if found:
-        return f"{name}: the attribute {found.group(1) or found.group(2)!r} does not exist, or cannot be used here; {_USE}."
+        attribute = found.group(1) or found.group(2)
+        known = hasattr(math, attribute) or hasattr(np, attribute)
+        return f"{name}: the attribute {attribute!r} {'cannot be used here' if known else 'does not exist'}; {_USE}."
     found = re.search(r"No implementation of function Function\(<\D*?[ '](\w+)(?:'>| at |>)", text)
     if found:
         return f"{name}: {found.group(1)} cannot be used in it, or not on these arguments; {_USE}."

@@ -1,0 +1,108 @@
+"""What a compiled function takes from around it, and errors that it cannot raise."""
+
+import math
+import types
+
+import numpy as np
+import pytest
+
+import thermodiff as td
+from thermodiff.kernels import user
+from thermodiff.kernels.user import UserFunctionError, fingerprint
+
+SPEED = 1.0
+COUPLING = np.array([1.0, 2.0])
+
+
+def rate(x):
+    return SPEED * COUPLING[0] * x
+
+
+@td.drift
+def around(x, t):
+    return (-rate(x[0]),)
+
+
+def test_numbers_around_a_function_are_those_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert around.at([[1.0]])[0, 0] == -1.0
+    monkeypatch.setitem(globals(), "SPEED", 5.0)
+    assert around.at([[1.0]])[0, 0] == -5.0
+    monkeypatch.setitem(globals(), "COUPLING", np.array([3.0, 2.0]))
+    assert around.at([[1.0]])[0, 0] == -15.0
+
+
+def test_the_fingerprint_holds_what_is_taken_from_around() -> None:
+    def made(*values):
+        def function(t):
+            return values[-1], math.sin(t)
+
+        return fingerprint(function)
+
+    first, second = types.SimpleNamespace(a=1.0), types.SimpleNamespace(a=2.0)
+    known = [
+        made(np.array([1.0])), made(np.array([2.0])), made(np.array([[1.0]])), made(np.float32(1.0)), made([1.0]), made((1.0,)),
+        made({"a": 1.0}), made({"a": 2.0}), made(first), made(second), made(math.sin), made(math.cos), made(np.sin), made(None),
+    ]  # fmt: skip
+    assert len(set(known)) == len(known)
+    assert made(np.array([1.0])) == known[0]
+    assert made(types.SimpleNamespace(a=1.0)) == known[8]
+
+
+def raising(x, t):
+    if x[0] > 1.0:
+        raise ValueError("left the box")
+    return (-x[0],)
+
+
+def asserting(x, t):
+    assert x[0] < 1.0
+    return (-x[0],)
+
+
+def calling(x, t):
+    return raising(x, t)
+
+
+@pytest.mark.parametrize("function", [raising, asserting, calling])
+def test_errors_raised_for_one_path_are_refused(function) -> None:
+    with pytest.raises(
+        UserFunctionError, match="(raising|asserting) raises an error, which cannot be done for one path among"
+    ):
+        td.drift(function).at([[0.0]])
+
+
+LEVELS = (1.0, 2.0, 3.0)
+
+
+def indexed(x, t):
+    return -x[int(10.0 * t)], LEVELS[int(abs(x[0]))]
+
+
+def stairs(x, t):
+    return sum([0.5 * LEVELS[int(abs(value))] * value**2 for value in x])
+
+
+def test_an_index_beyond_the_end_gives_nan_for_that_path() -> None:
+    x = np.array([[0.5, 0.25], [7.5, 0.25], [-2.5, 0.25]])
+    np.testing.assert_array_equal(td.drift(indexed).at(x), [[-0.5, 1.0], [np.nan, np.nan], [2.5, 3.0]])
+    np.testing.assert_array_equal(td.drift(indexed).at(x, 0.15)[0], [-0.25, 1.0])
+    assert np.isnan(td.drift(indexed).at(x, 0.25)).all()
+    wide = np.zeros((3, 9))
+    wide[:, :2] = x
+    for points in (x, wide):
+        exact = np.zeros(points.shape)
+        exact[:, :2] = [[-0.5, -0.25], [np.nan, np.nan], [7.5, -0.25]]
+        exact[1] = np.nan
+        np.testing.assert_array_equal(td.potential(stairs).at(points), exact)
+
+
+def test_a_loop_over_a_tuple_needs_no_such_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    @td.drift
+    def ring(x, t):
+        total = 0.0
+        for i in range(3):
+            total += x[(i + 1) % 3] - x[i]
+        return total, -x[1], -x[2]
+
+    monkeypatch.setattr(user, "_guarded", None)
+    assert ring.at([[1.0, 2.0, 3.0]]).tolist() == [[0.0, -2.0, -3.0]]

@@ -51,6 +51,8 @@ def test_a_finished_experiment_is_shown_and_written(done, capsys) -> None:
     shown = capsys.readouterr().out
     assert "1.005 ± " in shown
     assert "1.17" in shown
+    again = experiment.run_transport(**options(done, steps=(50, 100, 50), schedules=("VP", "SL", "VP"), quiet=True))
+    assert again == points
 
 
 def test_runs_of_the_other_network_are_not_mixed_in(done) -> None:
@@ -65,6 +67,8 @@ def test_runs_of_the_other_network_are_not_mixed_in(done) -> None:
         ({"schedules": ("VE",)}, "unknown schedule 'VE'; choose among VP, VPx, SL"),
         ({"steps": (0,)}, "--steps must be at least 1"),
         ({"seeds": 0}, "--seeds must be at least 1"),
+        ({"workers": 0}, "--workers must be at least 1, got 0"),
+        ({"workers": -3}, "--workers must be at least 1, got -3"),
     ],
 )
 def test_bad_arguments_leave_nothing(changed: dict, message: str, tmp_path) -> None:

@@ -119,6 +119,7 @@ def test_two_processes(tmp_path):
         (["--seed", "-1"], "--seed must be at least 0, got -1"),
         (["--lam", "3", "1"], "--lam must increase"),
         (["--lr", "-1"], "lr must be positive"),
+        (["--batch", "0"], "--batch must be at least 1, got 0"),
         (["--ema", "1"], "ema must be at least 0 and below 1"),
         (["--precision", "fp8"], "precision='fp8' is unknown"),
         (["--device", "abacus"], "device='abacus' cannot be used"),

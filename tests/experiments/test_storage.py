@@ -27,6 +27,7 @@ def test_runs_are_all_combinations_with_short_ones_first() -> None:
     todo = storage.runs((1000, 100), (400, 50), 2)
     assert [(run.n, run.steps) for run in todo[::2]] == [(100, 50), (1000, 50), (100, 400), (1000, 400)]
     assert len({run.name for run in todo}) == 8
+    assert storage.runs((1000, 100, 100), (400, 50, 400), 2) == todo
 
 
 def test_the_window_begins_at_the_first_published_time() -> None:

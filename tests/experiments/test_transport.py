@@ -19,6 +19,7 @@ def test_runs_are_all_combinations_with_short_ones_first() -> None:
     assert len(set(todo)) == len(todo) == 24
     assert [run.steps for run in todo] == [50] * 12 + [400] * 12
     assert len({run.name for run in todo}) == 24
+    assert transport.runs((3, 6, 3), ("VP", "SL", "VP"), (400, 50, 50), 3) == todo
 
 
 def test_a_short_training_is_accounted_against_the_known_total(tmp_path) -> None:

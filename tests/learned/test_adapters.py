@@ -186,6 +186,23 @@ def test_classes_need_labelled_data():
         fit(adapt(Classes(4), labels="y", classes=3), labelled(labels=False))
 
 
+def test_a_keyword_that_the_module_lacks():
+    with pytest.raises(TypeError, match="called with labels as nope=, failed: .*; labels= must be the keyword"):
+        adapt(Classes(3), labels="nope", label=1)(X, T)
+
+
+class Timeless(nn.Module):
+    def forward(self, x, t):
+        return x
+
+
+def test_an_output_that_fails():
+    with pytest.raises(
+        ValueError, match="output= failed on the Tensor that Timeless returns: AttributeError: .*; let it pick"
+    ):
+        adapt(Timeless(), output=lambda out: out.foo)(X, T)
+
+
 def test_other_errors_of_a_module_stay():
     with pytest.raises(TypeError, match=r"missing 1 required positional argument: 'y'$"):
         adapt(Classes(3))(X, T)

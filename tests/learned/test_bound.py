@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from learned_models import LAW, Exact, learned_ledger
 
+from thermodiff._check import DivergenceError
 from thermodiff.accounting.nodes import fine
 from thermodiff.densities import Density, Gaussian
 from thermodiff.diffusion import noise_kl
@@ -106,3 +107,6 @@ def test_errors() -> None:
     model = LearnedDiffusion(Exact(LAW, VP(), "eps"), LAW, VP(), predicts="score")
     with pytest.raises(ValueError, match="Pass predicts='eps'"):
         lower_bound(model, LAW.sample(3, 0))
+    model = LearnedDiffusion(lambda x, t: x * np.nan, LAW, VP())
+    with pytest.raises(DivergenceError, match="the score is nan or infinite at 3 of 3 points at lam = "):
+        lower_bound(model, LAW.sample(3, 0), strata=4, replicates=4)

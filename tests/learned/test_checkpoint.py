@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from thermodiff.densities import Gaussian
 from thermodiff.learned.checkpoint import load_weights, save_weights
+from thermodiff.learned.model import LearnedDiffusion
 from thermodiff.learned.networks import ControlMLP, EntropyMLP
-from thermodiff.schedules import StraightLine
+from thermodiff.schedules import VP, Cosine, StraightLine
 
 
 def saved(path: Path) -> ControlMLP:
@@ -111,3 +113,48 @@ def test_foreign_weights_with_a_matching_checksum(tmp_path: Path) -> None:
     (tmp_path / "mix.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match="is not a safetensors file"):
         load_weights(net, tmp_path / "mix")
+
+
+class Fixed(torch.nn.Linear):
+    """Says itself what it predicts, and calls a number noise."""
+
+    noise = 0.1
+
+    @property
+    def predicts(self) -> str:
+        return "v"
+
+
+def test_what_a_network_predicts_and_its_schedule_come_back(tmp_path: Path) -> None:
+    law = Gaussian([0.0, 0.0], std=1.0)
+    save_weights(EntropyMLP(2, rng=0), tmp_path / "eps", noise=Cosine(), predicts="eps")
+    net = EntropyMLP(2, rng=1)
+    load_weights(net, tmp_path / "eps")
+    assert net.predicts == LearnedDiffusion(net, law, Cosine()).predicts == "eps"
+    with pytest.raises(ValueError, match=r"the network belongs to Cosine.*, the diffusion is that of VP"):
+        LearnedDiffusion(net, law, VP())
+    save_weights(net, tmp_path / "again")
+    assert load_weights(net, tmp_path / "again")["noise"] == Cosine().to_dict()
+    # A denoiser of noise levels goes with every schedule.
+    save_weights(EntropyMLP(2, rng=0), tmp_path / "edm", noise=Cosine(), predicts="edm")
+    net = EntropyMLP(2, rng=1)
+    load_weights(net, tmp_path / "edm")
+    assert LearnedDiffusion(net, law, VP()).predicts == "edm"
+
+
+def test_what_is_the_networks_own_stays(tmp_path: Path) -> None:
+    save_weights(Fixed(2, 2), tmp_path / "own", noise=VP(), predicts="eps")
+    net = Fixed(2, 2)
+    assert load_weights(net, tmp_path / "own")["predicts"] == "eps"
+    assert (net.predicts, net.noise) == ("v", 0.1)
+
+
+@pytest.mark.parametrize("given", ["noise", ["eps"], 3])
+def test_an_unknown_prediction_is_refused(tmp_path: Path, given: object) -> None:
+    saved(tmp_path / "mix")
+    record = json.loads((tmp_path / "mix.json").read_text())
+    (tmp_path / "mix.json").write_text(json.dumps({**record, "predicts": given}))
+    with pytest.raises(
+        ValueError, match=r"mix.json says predicts=.*, needed is one of entropy, score, .*; save the weights"
+    ):
+        load_weights(ControlMLP(2, width=8), tmp_path / "mix")

@@ -98,6 +98,12 @@ def test_other_errors_are_not_taken_for_short_memory() -> None:
     assert net.seen == [400]
 
 
+@pytest.mark.parametrize("error", [KeyError("y"), AttributeError("no y"), IndexError("of 3"), AssertionError("even")])
+def test_an_error_of_the_network_is_said_in_a_sentence(error: Exception) -> None:
+    with pytest.raises(ValueError, match=rf"called as net\(x, t\) with x \(400, 2\).* failed: .*{type(error).__name__}: "):
+        field_of(Small(0, error)).values(X, ROW)
+
+
 def test_usual_batch() -> None:
     assert usual_batch(2) == 8192
     assert usual_batch(784) == 167

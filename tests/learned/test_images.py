@@ -180,6 +180,21 @@ def test_parts_without_images_can_be_shown():
     images = Images(grey(4, 5, 5), labels=[0, 1, 2, 0])
     assert repr(images[:0]) == "Images(0 of 1x5x5, 0 classes)"
     assert repr(images[:2]) == "Images(2 of 1x5x5, 2 classes)"
+    assert repr(images[[]]) == "Images(0 of 1x5x5, 0 classes)"
+
+
+def test_parts_by_any_index():
+    values, labels = grey(4, 5, 5), np.array([0, 1, 2, 0])
+    images = Images(values, labels)
+    mask = np.array([True, False, True, True])
+    for index in (slice(None, None, -1), slice(3, 0, -2), slice(1, None), [2, -1], mask, torch.tensor([3, 0]), list(mask)):
+        chosen = np.asarray(index) if isinstance(index, torch.Tensor) else index
+        np.testing.assert_array_equal(images[index].values[:, 0], values[chosen])
+        np.testing.assert_array_equal(images[index].labels, labels[chosen])
+    with pytest.raises(TypeError, match="index with a slice or an array of indices"):
+        images[2]
+    with pytest.raises(IndexError, match="index 50 is out of bounds"):
+        images[[50]]
 
 
 @pytest.mark.parametrize(
@@ -193,6 +208,7 @@ def test_parts_without_images_can_be_shown():
         (grey(0, 8, 8), r"got \(0, 1, 8, 8\)"),
         (grey(5, 8, 8).astype(np.int64), "must be uint8 .* got int64; convert"),
         (np.array([["a"]]), "must be numbers"),
+        ([grey(8, 8), grey(4, 8)], "the images of a list must have one shape"),
     ],
 )
 def test_refused_images(values, message):

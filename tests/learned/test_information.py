@@ -10,6 +10,7 @@ import torch
 from scipy.optimize import brentq
 from torch import nn
 
+from thermodiff._check import DivergenceError
 from thermodiff.learned.information import mutual_information
 from thermodiff.learned.networks import ControlMLP, schedule_row
 from thermodiff.learned.predict import drift_term
@@ -136,6 +137,7 @@ def test_a_label() -> None:
         assert ledger.total(row).error < 0.05
 
 
+@pytest.mark.filterwarnings("ignore:the output of Conditional")
 def test_wrong_scores_are_seen() -> None:
     """A conditional score a tenth too large, and pairs that do not belong together."""
     x, y = BED.draw(500, 2)
@@ -164,6 +166,28 @@ def test_errors_of_arguments() -> None:
         measure(Linear(BED.left, BED.gain), Linear(BED.cov), x, y)
     with pytest.raises(ValueError, match="state the window"):
         measure(Linear(BED.left, BED.gain), Linear(BED.cov), x, y[:, :0].sum(1), lam=None)
+
+
+def test_a_conditional_network_that_gives_something_else() -> None:
+    class Noise(Linear):
+        def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+            return -float(NOISE.at(NOISE.lam(float(t[0]))).sigma) * super().forward(x, t, y)
+
+    bed = Bed(3, 2, 1, target=1.5)
+    x, y = bed.draw(600, 0)
+    options = {"nodes": 3, "lam": (-6.0, 8.0)}
+    with pytest.raises(ValueError, match="conditional, as a function of x and t .* Pass predicts='eps'"):
+        measure(Noise(bed.left, bed.gain), Linear(bed.cov), x, y, **options)
+    # Right pairs pass in batches too, so each y met its own x.
+    measure(Linear(bed.left, bed.gain), Linear(bed.cov), x, y, batch=50, **options)
+
+
+@pytest.mark.parametrize("name", ["conditional", "plain"])
+def test_networks_that_are_not_finite(name: str) -> None:
+    x, y = BED.draw(20, 3)
+    nets = {"conditional": Linear(BED.left, BED.gain), "plain": Linear(BED.cov), name: Linear(BED.cov, factor=np.nan)}
+    with pytest.raises(DivergenceError, match=rf"the score of {name} is nan or infinite for 20 of 20 samples at lam = "):
+        measure(nets["conditional"], nets["plain"], x, y, nodes=3)
 
 
 class Shifted(nn.Module):

@@ -47,13 +47,14 @@ def test_gaussian_part_is_a_divergence_to_the_equilibrium() -> None:
     assert found.remainder.value == pytest.approx(found.ledger.total("neural").value - found.gaussian.value, rel=1e-12)
 
 
-def test_errors_of_the_parts_over_data_sets() -> None:
-    """RMS z of 60 sets of 60 points, against the law."""
+@pytest.mark.parametrize(("size", "draws"), [(60, 120), (1000, 50), (400, 300), (60, 90)])
+def test_errors_of_the_parts_over_data_sets(size: int, draws: int) -> None:
+    """RMS z of 60 sets of points, against the law; with draws from all of them, some of them, some twice."""
     law_page = measure(model_of(GAUSS), nodes=10, samples=400, rng=0, lam=WINDOW)
     z = []
     for seed in range(60):
-        model = model_of(GAUSS, data=GAUSS.sample(60, seed))
-        ledger = account(model, nodes=10, samples=120, rng=seed, lam=WINDOW)
+        model = model_of(GAUSS, data=GAUSS.sample(size, seed))
+        ledger = account(model, nodes=10, samples=draws, rng=seed, lam=WINDOW)
         gaussian, rest = gaussian_part(model, ledger)
         z.append([(gaussian.value - law_page.gaussian.value) / gaussian.error, rest.value / rest.error])
     rms = np.sqrt(np.mean(np.square(z), axis=0))
@@ -66,7 +67,7 @@ def test_convergence_is_stated() -> None:
     assert all(abs(gap.value) <= 4.0 * gap.error for gap in good.convergence.values())
     assert "the nodes suffice" in str(good)
     assert "lam_max = 20" in str(good)
-    few = measure(model_of(GAUSS), nodes=4, samples=2000, rng=0, lam=(-12.0, 16.0))
+    few = measure(model_of(GAUSS, data=GAUSS.sample(50, 0)), nodes=4, samples=2000, rng=0, lam=(-12.0, 16.0))
     assert "NOT CONVERGED: take more nodes" in str(few)
     assert json.loads(json.dumps(good.to_dict()))["coarse_nodes"] == 16
 
@@ -110,6 +111,8 @@ def test_gap_of_a_gaussian(noise: Schedule) -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="nodes must be at least 4"):
         measure(model_of(LAW), nodes=2)
+    with pytest.raises(ValueError, match="samples must be at least 2, got 0"):
+        measure(model_of(LAW), nodes=4, samples=0)
     with pytest.raises(TypeError, match="held_out needs a model of training data"):
         measure(model_of(LAW), held_out=LAW.sample(9, 0), nodes=4, samples=50)
     assert Diffusion(LAW, VP()).dim == 2

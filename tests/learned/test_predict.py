@@ -1,5 +1,7 @@
 """Conversions between what a network predicts and b = sigma s."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -97,3 +99,32 @@ def test_unknown_kind() -> None:
     for function in (dimensionless_score, target):
         with pytest.raises(ValueError, match="predicts='noise' is unknown; choose one of 'entropy', 'score', 'eps'"):
             function("noise", np.zeros(2), np.zeros(2), row, VP())
+
+
+@pytest.mark.parametrize("predicts", ["x0", "edm"])
+def test_a_network_that_works_in_place_changes_nothing_else(predicts: str) -> None:
+    class Halving(torch.nn.Module):
+        double_time = True
+
+        def forward(self, points: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            t *= 1000.0
+            points /= 2.0
+            return points
+
+    x, row = torch.ones(3, 2, dtype=torch.float64), VP().at(np.array([-1.0, 0.0, 2.0]))
+    for rows in (tensor_row(row, x), Row(*(float(values[1]) for values in row))):
+        before = [deepcopy(values) for values in (x, *rows)]
+        ask(Halving(), predicts, x, rows)
+        for value, old in zip((x, *rows), before, strict=True):
+            np.testing.assert_array_equal(value, old)
+
+
+@pytest.mark.parametrize("error", [KeyError("a"), IndexError("far"), AttributeError("b"), AssertionError("c")])
+def test_errors_of_a_network_are_named(error: Exception) -> None:
+    def broken(points: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        raise error
+
+    x = torch.ones(3, 2, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=f"the network raised {type(error).__name__}: ") as told:
+        ask(broken, "eps", x, Row(*(float(value) for value in VP().at(0.0))))
+    assert told.value.__cause__ is error

@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from thermodiff import account
+from thermodiff.learned.model import LearnedDiffusion
 from thermodiff.learned.pretrained import NoiseTable, from_diffusers
 from thermodiff.schedules import VP
 
@@ -151,3 +153,23 @@ def test_weights_that_do_not_fit_the_model(saved, tmp_path):
             from_diffusers(tmp_path)
     save_file(good, path, {"format": "pt"})
     from_diffusers(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_with_classes_needs_one(saved, tmp_path):
+    saved()
+    x, t = torch.zeros(2, 1, 8, 8), torch.full((2,), 0.5, dtype=torch.float64)
+    net = from_diffusers(tmp_path)
+    with pytest.raises(ValueError, match="needs a class and was called without a label; say which .* label=0"):
+        net(x, t)
+    with pytest.raises(ValueError, match=r"labels 3 \.\.\. 3, failed: .* labels 0 \.\.\. 2 and has none for \"not stated\""):
+        net(x, t, torch.tensor([3, 3]))
+    second = from_diffusers(tmp_path, label=2)
+    assert second.arguments["classes"] == second.module.class_embedding.num_embeddings == 3
+    with torch.no_grad():
+        torch.testing.assert_close(second(x, t), net(x, t, torch.tensor([2, 2])))
+    with pytest.raises(ValueError, match="label must be at most 2, got 3"):
+        from_diffusers(tmp_path, label=3)
+    images = np.random.default_rng(0).standard_normal((4, 1, 8, 8))
+    ledger = account(LearnedDiffusion(second, images, second.noise), nodes=2, samples=4, rng=0, lam=(-5.0, 5.0))
+    assert np.isfinite(ledger.total("neural").value)

@@ -13,7 +13,7 @@ from learned_models import LAW, Exact, Recording, learned_ledger
 from torch import nn
 
 from thermodiff import account
-from thermodiff.densities import Density, Gaussian, PointCloud, Samples, paper_mixture
+from thermodiff.densities import Density, Gaussian, GaussianMixture, PointCloud, Samples, paper_mixture
 from thermodiff.learned.field import Field
 from thermodiff.learned.model import LearnedDiffusion
 from thermodiff.learned.networks import ControlMLP
@@ -66,8 +66,71 @@ def _alike(law: Density, noise: Schedule, is_: str, read: str) -> bool:
 @pytest.mark.parametrize("law", [LAW, paper_mixture(3), paper_mixture(6)], ids=["two", "three", "six"])
 @pytest.mark.parametrize("read", NETWORKS)
 def test_edm_denoisers(read: str, law: Density) -> None:
-    with pytest.raises(ValueError, match="Pass predicts='edm'"):
+    """Asked at t instead of sigma / alpha, some are still nearly right."""
+    with pytest.raises((ValueError, UserWarning), match="Pass predicts='edm'|read as 'edm' its denoising loss") as found:
         check(law, VP(), "edm", read)
+    assert read == "x0" or found.type is ValueError
+
+
+def white() -> GaussianMixture:
+    """Mean 0 and covariance 1 in every direction, with two peaks along the first."""
+    return GaussianMixture(0.9 * np.eye(8)[0] * np.array([[-1.0], [1.0]]), covs=[np.diag([0.19] + [1.0] * 7)] * 2)
+
+
+@pytest.mark.parametrize("noise", [VP(), StraightLine(), Cosine()], ids=lambda noise: noise.name)
+def test_a_small_control_is_told_from_none(noise: Schedule) -> None:
+    """On white data it is small, and a network that gives zero is nearly right."""
+    for read in ("score", "eps", "x0"):
+        with pytest.raises(ValueError, match="Pass predicts='(entropy|flow)'"):
+            check(white(), noise, "entropy", read)
+        with pytest.warns(UserWarning, match="has not the scale of a score|the network has learned little"):
+            check(white(), noise, read, read, change=lambda output: 0.0 * output)
+    with pytest.warns(UserWarning, match="the network has learned little"):
+        check(white(), noise, "entropy", "eps", change=lambda output: 0.0 * output)
+
+
+def shifted(law: Density, noise: Schedule, predicts: str, constant: float = 0.0, factor: float = 1.0) -> Exact:
+    """The exact network with ``factor`` times the score, and ``constant`` more in each coordinate of b."""
+    net = Exact(law, noise, predicts)
+    score = law.score
+
+    class Wrong:
+        def score(self, x: Any, alpha: float, sigma: float) -> Any:
+            return factor * score(x, alpha=alpha, sigma=sigma) + constant / sigma
+
+    net.law = Wrong()  # type: ignore[assignment]
+    return net
+
+
+OFFSET = GaussianMixture([[-1.5] + [-0.5] * 4, [0.5] + [-0.5] * 4], covs=[np.diag([v] + [0.6] * 4) for v in (0.01, 0.2)])
+MODERATE = [
+    ("white", Cosine(), "edm", 0.0, 1.2),
+    ("white", Cosine(), "edm", 0.0, 0.8),
+    ("offset", Cosine(), "v", 0.2, 1.0),
+    ("offset", Cosine(), "v", 0.25, 1.0),
+    ("offset", StraightLine(), "v", 0.3, 1.0),
+    ("offset", StraightLine(scale=0.1), "flow", 1.0, 1.0),
+    ("nine", VP(), "edm", 0.3, 1.0),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*the network has learned little")
+@pytest.mark.parametrize(("law", "noise", "predicts", "constant", "factor"), MODERATE)
+def test_a_right_reading_with_a_known_error_is_not_refused(
+    law: str, noise: Schedule, predicts: str, constant: float, factor: float
+) -> None:
+    data = {"white": white(), "offset": OFFSET, "nine": paper_mixture(9)}[law]
+    for each in (data, Samples(data.sample(500, 0))):
+        net = shifted(data, noise, predicts, constant, factor)
+        check_reading(Field(net, predicts, noise, (data.dim,), 8192), each)
+
+
+def test_a_reading_that_clearly_fails_is_warned_of() -> None:
+    """No other reading does better: a score with a constant error of 1."""
+    with pytest.warns(
+        UserWarning, match=r"read as predicts='score', has not the scale .* or the network has learned little"
+    ):
+        check_reading(Field(shifted(LAW, VP(), "score", 1.0), "score", VP(), (2,), 8192), LAW)
 
 
 @pytest.mark.parametrize("read", NETWORKS)

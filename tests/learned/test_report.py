@@ -85,3 +85,8 @@ def test_a_loss_that_is_not_finite(value):
     with pytest.raises(DivergenceError, match=f"became {value} at step 7 of 20; lower lr"):
         go(20, lambda step, loss: heard.append(step), loss=lambda step: value if step == 7 else 1.0)
     assert heard == list(range(1, 7))
+
+
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"metrics='.*' is a folder; name a file in it"):
+        report(10, tmp_path)

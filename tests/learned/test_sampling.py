@@ -154,4 +154,9 @@ def test_errors() -> None:
         LearnedDiffusion(Exact(LAW, VP(), "eps"), LAW, VP(), predicts="score").sample(5)
     with pytest.raises(DivergenceError, match=r"10 of 10 paths left the finite numbers at lam = .*exponential"):
         LearnedDiffusion(lambda x, t: x * torch.nan, LAW, VP()).sample(10, steps=5)
+    end = float(VP().time(5.99))
+    late = LearnedDiffusion(lambda x, t: torch.where((t < end)[:, None], torch.nan, -x), LAW, VP(), predicts="score")
+    with pytest.raises(DivergenceError, match=r"nan or infinite at 10 of 10 samples at the end, lam = 6 .*denoise=False"):
+        late.sample(10, steps=5, lam=(-6.0, 6.0), method="euler")
+    assert np.isfinite(late.sample(10, steps=5, lam=(-6.0, 6.0), method="euler", denoise=False)).all()
     assert model_module.DRAWN_TOGETHER % 256 == 0

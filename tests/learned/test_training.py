@@ -13,7 +13,7 @@ from thermodiff.learned.checkpoint import load_weights
 from thermodiff.learned.model import LearnedDiffusion
 from thermodiff.learned.networks import ControlMLP, EntropyMLP
 from thermodiff.learned.training import train
-from thermodiff.schedules import VP, CondOT, Schedule, StraightLine
+from thermodiff.schedules import VP, CondOT, Cosine, Schedule, StraightLine
 
 
 class TwoPeaks:
@@ -127,10 +127,33 @@ def test_what_a_network_predicts_and_its_schedule_are_kept() -> None:
     assert net.predicts == LearnedDiffusion(net, law, VP()).predicts == "eps"
     assert LearnedDiffusion(net, law, VP(), predicts="v").predicts == "v"
     assert LearnedDiffusion(lambda x, t: x, law, VP()).predicts == "entropy"
+    with pytest.raises(ValueError, match=r"the network belongs to VP\(.*, the diffusion is that of Cosine"):
+        LearnedDiffusion(net, law, Cosine())
+    LearnedDiffusion(train(net, law, Cosine(), **options), law, Cosine())
     net = train(ControlMLP(2, rng=0), law, VP(), **options)
     LearnedDiffusion(net, law, VP())
     with pytest.raises(ValueError, match=r"the network belongs to VP\(.*scale=0.1.*; give noise=net.noise"):
         LearnedDiffusion(net, law, VP(scale=0.1))
+
+
+def test_a_network_that_works_in_place_learns_the_same() -> None:
+    class Halving(nn.Module):
+        def __init__(self, in_place: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layers, self.in_place = nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 2)), in_place
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            if self.in_place:
+                x /= 2.0
+                return self.layers(x)
+            return self.layers(x / 2.0)
+
+    first, second = (
+        train(Halving(kind), TwoPeaks(), VP(), predicts="x0", steps=5, batch=8, rng=0, lam=(-5.0, 5.0), progress=False)
+        for kind in (True, False)
+    )
+    assert all(torch.equal(one, two) for one, two in zip(first.parameters(), second.parameters(), strict=True))
 
 
 def test_divergence_is_reported() -> None:
@@ -140,6 +163,13 @@ def test_divergence_is_reported() -> None:
 
     with pytest.raises(DivergenceError, match="became nan at step 1 of 5; lower lr"):
         train(Broken(), np.random.default_rng(0).random((4, 1, 6, 6)), VP(), steps=5, batch=4, rng=0, lam=(-4.0, 4.0))
+
+
+class Detached(EntropyMLP):
+    """Keeps its weights from learning."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return super().forward(x, t).detach()
 
 
 def test_errors() -> None:
@@ -166,6 +196,10 @@ def test_errors() -> None:
         train(net, law, VP(), ema=1.0)
     with pytest.raises(ValueError, match="lr must be positive"):
         train(net, law, VP(), lr=0.0)
+    with pytest.raises(ValueError, match="Identity has no weights; give a network that has something to learn"):
+        train(nn.Identity(), law, VP())
+    with pytest.raises(ValueError, match="the output of Detached does not depend on any weight that learns"):
+        train(Detached(2, rng=0), law, VP(), steps=1, progress=False)
 
 
 @pytest.mark.slow

@@ -173,7 +173,10 @@ def account(
             report(here.stop, nodes)
     integrals, rates, rate_errors = _rows(plan, sums, means.T, errors.T, weights, moments.known_medium(scalars))
     open_ended = lam is None and (times is None or times[0] == 0.0)
-    quadrature, corrections = _correct_quadrature(source, window, node_lam, weights, integrals, scalars, open_ended)
+    rounding = _rounding_of_mismatch(source, row, weights, rates, scalars)
+    quadrature, corrections = _correct_quadrature(
+        source, window, node_lam, weights, integrals, scalars, open_ended, rounding
+    )
     ledger = Ledger(
         samples=integrals,
         rates=rates,
@@ -262,6 +265,23 @@ def _not_finite(gram: FloatArray, row: Row) -> NoReturn:
     )
 
 
+def _rounding_of_mismatch(
+    source: Source, row: Row, weights: FloatArray, rates: dict[str, FloatArray], scalars: Scalars
+) -> float:
+    """What the rounding of a network's output may do to its mismatch, nats; 0 for an exact score.
+
+    With an error e of the score and a rounding r of it the mismatch is E|e + r|^2 / 2.  The mean of e.r need not fall with
+    the number of samples: near the data x lies on the grid of its type, and what is added is rounded alike in all of them.
+    It is bounded by the rms of both, with a sign of its own at each node.
+    """
+    rounding_at = getattr(source, "rounding", None)
+    if "mismatch" not in rates or scalars.mean_xx is None or rounding_at is None:
+        return 0.0
+    learned, exact, error = (np.sqrt(2.0 * rates[name].clip(0.0)) for name in ("neural", "total", "mismatch"))
+    rounded = rounding_at(row, scalars.q, learned, exact, np.sqrt(scalars.mean_xx))
+    return float(np.linalg.norm(weights * error * rounded) + 0.5 * (weights @ rounded**2))
+
+
 def _correct_quadrature(
     source: Source,
     window: tuple[float, float],
@@ -270,11 +290,13 @@ def _correct_quadrature(
     integrals: dict[str, FloatArray],
     scalars: Scalars,
     open_ended: bool,
+    rounding: float,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Correct ``integrals`` by the known part of the error of the nodes; by row, the part left and the correction made.
 
     Learned rows share both with the total, in proportion to their size.  At an equilibrium, where only rounding is left of
-    the total, the proportion is to the terms that cancel in it.
+    the total, the proportion is to the terms that cancel in it.  ``rounding`` is that of the
+    network's output in the mismatch.
     """
     moment, scales = source.second_moment, source.scales
     if moment is None or scales is None or scalars.mean_xx is None or "total" not in integrals:
@@ -290,7 +312,7 @@ def _correct_quadrature(
         errors[row], corrections[row] = abs(share) * errors["total"], share * corrections["total"]
     if "mismatch" in errors:
         # Of the exact score nothing is left but the rounding of what cancels.
-        errors["mismatch"] += float(np.finfo(np.float64).eps) * terms
+        errors["mismatch"] += float(np.finfo(np.float64).eps) * terms + rounding
     for row, correction in corrections.items():
         integrals[row] = integrals[row] + correction
     # A network answers in its own precision; in a paired difference that may be all there is.

@@ -44,6 +44,7 @@ def run_transport(
     for number in steps:
         count("--steps", number)
     count("--seeds", seeds)
+    workers = cores() if workers is None else count("--workers", workers)
     require_torch()
     todo = transport.runs(dims, schedules, steps, seeds)
     store = Store(out / "runs", transport.settings(plain))
@@ -52,7 +53,7 @@ def run_transport(
     records = []
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("trainings", total=len(todo))
-        for record in transport.carry_out(todo, store, workers or cores(), plain):
+        for record in transport.carry_out(todo, store, workers, plain):
             records.append(record)
             bar.advance(task)
     points = transport.curve(records)

@@ -79,6 +79,7 @@ def run_storage(
     above("--lam-max", budget.lam_max, budget.window[0], "the window begins there")
     if lr is not None:
         above("--lr", lr, 0.0, "nothing would be learned")
+    grids = tuple(dict.fromkeys(grids))
     threads = cores() if threads is None else count("--threads", threads)
     require_torch()
     from thermodiff.learned import torch_threads

@@ -48,9 +48,10 @@ def run(
     _require_torch()
     noise, subject = read_schedule(schedule), _subject(data, choice("--net", net, NETS), labels, seed)
     window = _window(noise, subject, lam)
+    batch = subject.batch if batch is None else count("--batch", batch)
     _require_folder(out)
     options = {
-        "steps": steps, "batch": batch or subject.batch, "lr": lr, "ema": ema, "lam": window, "precision": precision,
+        "steps": steps, "batch": batch, "lr": lr, "ema": ema, "lam": window, "precision": precision,
         "compile": compile, "device": device, "every": every, "rng": seed,
     }  # fmt: skip
     _run(subject, noise, options, out, quiet, {"data": data, "labels": labels, "seed": seed})

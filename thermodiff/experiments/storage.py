@@ -98,8 +98,8 @@ class Budget:
 
 
 def runs(sizes: Sequence[int], steps: Sequence[int], seeds: int) -> list[Run]:
-    """All trainings, the shortest first."""
-    return [Run(n, number, seed) for number in sorted(steps) for n in sorted(sizes) for seed in range(seeds)]
+    """All trainings, the shortest first; what is named twice is done once, since it is no further seed."""
+    return [Run(n, number, seed) for number in sorted(set(steps)) for n in sorted(set(sizes)) for seed in range(seeds)]
 
 
 def read(data: str) -> tuple[Images, Images]:

@@ -66,8 +66,12 @@ class Run(NamedTuple):
 
 
 def runs(dims: Sequence[int], schedules: Sequence[str], steps: Sequence[int], seeds: int) -> list[Run]:
-    """All trainings, the shortest first, so that a stopped experiment has whole curves at their beginning."""
-    return [Run(d, s, n, k) for n in sorted(steps) for d in dims for s in schedules for k in range(seeds)]
+    """All trainings, the shortest first, so that a stopped experiment has whole curves at their beginning.
+
+    What is named twice is done once: a repeated run is no further seed.
+    """
+    dims, schedules = list(dict.fromkeys(dims)), list(dict.fromkeys(schedules))
+    return [Run(d, s, n, k) for n in sorted(set(steps)) for d in dims for s in schedules for k in range(seeds)]
 
 
 def settings(plain: bool) -> dict[str, Any]:

@@ -99,7 +99,7 @@ class Adapted(nn.Module):
         if y is not None and self._labels is None:
             raise ValueError("this module was adapted without labels; name their keyword: adapt(module, labels='y').")
         out = self._ask(x, clock, y)
-        out = out if self._output is None else self._output(out)
+        out = self._picked(out)
         if not isinstance(out, torch.Tensor) or out.shape != x.shape:
             got = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
             raise ValueError(
@@ -124,10 +124,31 @@ class Adapted(nn.Module):
         try:
             return self.module(x, clock, **{str(self._labels): y})
         except IndexError as error:
-            most = "that it knows" if self.classes is None else f'0 ... {self.classes}, the last for "not stated"'
             raise ValueError(
                 f"the adapted {name}, called with labels {int(y.min())} ... {int(y.max())}, failed: {error}; it must take "
-                f"the labels {most}."
+                f"the labels {self._known}."
+            ) from error
+        except TypeError as error:
+            raise TypeError(
+                f"the adapted {name}, called with labels as {self._labels}=, failed: {error}; labels= must be the keyword "
+                "by which it takes them."
+            ) from error
+
+    @property
+    def _known(self) -> str:
+        """The labels that the module takes."""
+        return "that it knows" if self.classes is None else f'0 ... {self.classes}, the last for "not stated"'
+
+    def _picked(self, out: Any) -> Any:
+        """What ``output`` makes of what the module returns."""
+        if self._output is None:
+            return out
+        try:
+            return self._output(out)
+        except (LookupError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"output= failed on the {type(out).__name__} that {type(self.module).__name__} returns: "
+                f"{type(error).__name__}: {error}; let it pick the tensor, as in output=lambda out: out.sample."
             ) from error
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from thermodiff._check import count, seed_words
+from thermodiff._check import DivergenceError, count, seed_words
 from thermodiff.accounting.nodes import fine
 from thermodiff.densities import Density
 from thermodiff.densities.empirical import normals
@@ -84,6 +84,11 @@ def lower_bound(
     -------
     LogDensity
         In nats, with the standard error over the replicates.
+
+    Raises
+    ------
+    DivergenceError
+        Where the score of the network is not finite.
     """
     strata, replicates = count("strata", strata), count("replicates", replicates, 4)
     window, key = model.window(lam), seed_words(rng)
@@ -103,6 +108,7 @@ def lower_bound(
             for part in parts:
                 z = normals(key, r * strata + j, model.dim, len(x[part]), philox.NOISE, part.start).T
                 pair = _integrand(model, axes, x[part], row, z)
+                _require_finite(pair[0], row)
                 found[r, part] += pair[0] / (density[r, j] * strata)
                 control[r, part] += pair[1] / (density[r, j] * strata)
     control -= _known(model, axes, x, window)
@@ -130,6 +136,15 @@ def _integrand(model: LearnedDiffusion, axes: Axes, x: FloatArray, row: Row, z: 
         turned = axes.turned(noise)
         control += 0.25 * np.sum((turned - sigma * (alpha * offset + sigma * turned) / variances) ** 2, axis=1)
     return found, control
+
+
+def _require_finite(squares: FloatArray, row: Row) -> None:
+    bad = int(np.count_nonzero(~np.isfinite(squares)))
+    if bad:
+        raise DivergenceError(
+            f"the score is nan or infinite at {bad} of {len(squares)} points at lam = {row.lam:.4g} (t = {row.time:.4g}); "
+            "check the network there, or choose a window without this point."
+        )
 
 
 def _known(model: LearnedDiffusion, axes: Axes, x: FloatArray, window: tuple[float, float]) -> FloatArray:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
+from thermodiff.learned.predict import PREDICTS
 from thermodiff.schedules import SCHEDULES, Schedule
 
 FORMAT = "thermodiff-weights-1"
@@ -59,7 +60,7 @@ def save_weights(
 
 
 def load_weights(net: nn.Module, path: str | PathLike[str]) -> dict[str, Any]:
-    """Load weights saved by `save_weights` into ``net``, in place, and set its schedule if it keeps one.
+    """Load weights saved by `save_weights` into ``net``, in place, with what it predicts and its schedule.
 
     Parameters
     ----------
@@ -77,6 +78,11 @@ def load_weights(net: nn.Module, path: str | PathLike[str]) -> dict[str, Any]:
     ------
     ValueError
         A file is missing, damaged, or belongs to another network.
+
+    Notes
+    -----
+    ``net.predicts`` and ``net.noise`` are set as `train` leaves them, so that `LearnedDiffusion` reads the output as it was
+    trained, and refuses another schedule.
     """
     weights, sidecar = _files(path)
     record = _record(sidecar)
@@ -89,15 +95,36 @@ def load_weights(net: nn.Module, path: str | PathLike[str]) -> dict[str, Any]:
             f"{weights} holds {_described(record.get('network'), record.get('arguments'))}, "
             f"the network given is {_described(expected, arguments)}; build the one that was saved."
         )
-    schedule = _schedule(record.get("noise"), sidecar)
+    schedule, predicts = _schedule(record.get("noise"), sidecar), record.get("predicts")
+    if predicts is not None and predicts not in PREDICTS:
+        raise ValueError(
+            f"{sidecar} says predicts={predicts!r}, needed is one of {', '.join(PREDICTS)}; save the weights again."
+        )
     tensors = tensors_of(content, weights)
     try:
         fill(net, tensors)
     except RuntimeError as error:
         raise ValueError(f"{weights} does not fit the network: {str(error).splitlines()[-1].strip()}") from None
-    if hasattr(net, "noise"):
-        net.noise = schedule  # pyright: ignore[reportArgumentType]
+    keep_meaning(net, predicts, schedule)
     return record
+
+
+def keep_meaning(net: nn.Module, predicts: str | None, noise: Schedule | None) -> None:
+    """Set ``net.predicts`` and ``net.noise``, so that what measures the network need not be told, nor can be told wrongly.
+
+    An "edm" denoiser knows no schedule, so that it gets none unless it keeps one.
+    """
+    if predicts is not None and getattr(net, "predicts", None) != predicts and not _is_property(net, "predicts"):
+        net.predicts = predicts  # pyright: ignore[reportArgumentType]
+    own = getattr(net, "noise", None)
+    # Whatever else a module calls noise, a layer or a number, is its own.
+    free = (own is None or isinstance(own, Schedule)) and not _is_property(net, "noise")
+    if free and (hasattr(net, "noise") or (noise is not None and predicts != "edm")):
+        net.noise = noise  # pyright: ignore[reportArgumentType]
+
+
+def _is_property(net: nn.Module, name: str) -> bool:
+    return isinstance(getattr(type(net), name, None), property)
 
 
 def own_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -107,7 +107,9 @@ class Images:
         """A part of the images, chosen by a slice or an array of indices."""
         part = object.__new__(Images)
         part.span, part.dequantise, part.levels = self.span, self.dequantise, self.levels
-        index = index if isinstance(index, slice) else torch.as_tensor(np.asarray(index))
+        if not isinstance(index, slice) or (index.step or 1) < 0:  # Torch lacks steps back, and takes [] for numbers
+            index = index if isinstance(index, slice | list) else np.asarray(index)
+            index = torch.as_tensor(np.array(np.arange(len(self))[index]))
         part.values = self.values[index]
         if part.values.ndim != 4:
             raise TypeError("Images: index with a slice or an array of indices, as in images[:100].")
@@ -308,7 +310,10 @@ def to_float32(name: str, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 
 
 def _channels_first(values: Any) -> torch.Tensor:
-    plain = plain_array(values)
+    try:
+        plain = plain_array(values)
+    except ValueError:  # a list whose entries make no array
+        raise ValueError("the images of a list must have one shape, and theirs differ; bring them to one.") from None
     if plain.dtype != np.uint8 and plain.dtype.kind not in "fiub":
         raise TypeError(f"images must be numbers, got type {plain.dtype}.")
     if plain.dtype.kind in "iub" and plain.dtype != np.uint8:

@@ -13,6 +13,7 @@ near.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,15 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from thermodiff._check import choice, count, seed_words
+from thermodiff._check import DivergenceError, choice, count, seed_words
 from thermodiff.accounting import Ledger
 from thermodiff.accounting.ledger import standard_error
 from thermodiff.accounting.nodes import gauss_legendre
 from thermodiff.densities import Samples
-from thermodiff.learned.field import DRAWN_TOGETHER, Field, evaluating
+from thermodiff.learned.field import DRAWN_TOGETHER, Field
 from thermodiff.learned.model import LearnedDiffusion
 from thermodiff.learned.predict import PREDICTS
+from thermodiff.learned.reading import check_reading
 from thermodiff.schedules import Row, Schedule
 
 FloatArray = npt.NDArray[np.float64]
@@ -75,23 +77,33 @@ def mutual_information(
     Ledger
         Rows "conditional" (E S_NN of X given Y), "neural" (S_NN of X), "difference" and "score difference", in nats; errors
         by data point.
+
+    Raises
+    ------
+    ValueError
+        Where one of the networks is not what ``predicts`` says.
+    DivergenceError
+        Where one of them is not finite.
     """
     choice("predicts", predicts, PREDICTS)
     model = LearnedDiffusion(plain, x, noise, predicts=predicts, batch=batch)
-    data = model.data
-    if not isinstance(data, Samples):
+    if not isinstance(model.data, Samples):
         raise TypeError(f"x must be data, an array or Images, of which y is known; got {type(x).__name__}.")
-    given = _Given(conditional, y, data.points.shape[0])
-    field = Field(given, predicts, noise, model.shape, model.field.batch)
+    data = _Drawn(model.data.points)
+    field = _ConditionalField(Conditional(conditional, y, data.points.shape[0]), data, model.field)
     window, key = model.window(lam), seed_words(rng)
     model.try_out()
+    try:
+        check_reading(field, data)
+    except ValueError as error:
+        raise ValueError(f"conditional, as a function of x and t for the y of its points: {error}") from error
     node_lam, weights = gauss_legendre(*window, count("nodes", nodes))
     row, points = noise.at(node_lam), data.points.shape[0]
     samples = points * count("rounds", rounds)
     sums, rates, errors = np.zeros((len(ROWS), samples)), *np.empty((2, len(ROWS), len(node_lam)))
     for j, weight in enumerate(weights):
         here = Row(*(float(entry[j]) for entry in row))
-        values = _node(model, data, field, given, key, j, here, samples)
+        values = _node(model.field, field, data, key, j, here, samples)
         rates[:, j] = values.mean(axis=1)
         errors[:, j] = [standard_error(value, points) for value in values]
         sums += weight * values
@@ -110,7 +122,7 @@ def mutual_information(
     )
 
 
-class _Given(nn.Module):
+class Conditional(nn.Module):
     """A conditional network as a function of x and t, for the part of ``y`` that was chosen last."""
 
     def __init__(self, net: Any, y: npt.ArrayLike, points: int) -> None:
@@ -135,33 +147,61 @@ class _Given(nn.Module):
         return self.net(x, t, y.to(x.dtype) if y.is_floating_point() else y)
 
 
+class _Drawn(Samples):
+    """Data points that know which of them were drawn last, so that ``y`` can be chosen to fit."""
+
+    last: npt.NDArray[np.intp]
+
+    def draw(
+        self, key: npt.NDArray[np.uint32], node: int, alpha: float, sigma: float, samples: int, start: int = 0
+    ) -> tuple[FloatArray, FloatArray]:
+        """As `Samples.draw`."""
+        self.last = self.order(key, samples, start)
+        return super().draw(key, node, alpha, sigma, samples, start)
+
+
+class _ConditionalField(Field):
+    """The score of a conditional network at the points drawn last from ``data``, called otherwise as ``like``."""
+
+    def __init__(self, net: Conditional, data: _Drawn, like: Field) -> None:
+        super().__init__(net, like.predicts, like.noise, like.shape, like.batch)
+        self.conditional, self.data = net, data
+
+    def in_batches(self, work: Callable[[slice], None], n: int) -> None:
+        """As `Field.in_batches`, with the ``y`` of each slice."""
+
+        def chosen(part: slice) -> None:
+            self.conditional.choose(self.data.last[part])
+            work(part)
+
+        super().in_batches(chosen, n)
+
+
 def _node(
-    model: LearnedDiffusion,
-    data: Samples,
-    field: Field,
-    given: _Given,
-    key: npt.NDArray[np.uint32],
-    node: int,
-    row: Row,
-    samples: int,
+    plain: Field, conditional: Field, data: Samples, key: npt.NDArray[np.uint32], node: int, row: Row, samples: int
 ) -> FloatArray:
     """Rates per unit of lam of each row and sample at one node."""
     out = np.empty((len(ROWS), samples))
-    together = max(256, DRAWN_TOGETHER // model.dim // 256 * 256)
+    together = max(256, DRAWN_TOGETHER // data.dim // 256 * 256)
     for start in range(0, samples, together):
         size = min(together, samples - start)
         x = data.draw(key, node, row.alpha, row.sigma, size, start)[0].T
-        order = data.order(key, size, start)
-        conditional = np.empty(x.shape)
-
-        def work(part: slice, x: FloatArray = x, order: Any = order, out: FloatArray = conditional) -> None:
-            given.choose(order[part])
-            out[part] = field.at(row)(torch.from_numpy(np.ascontiguousarray(x[part]))).cpu().numpy()
-
-        with evaluating(given), torch.inference_mode():
-            field.in_batches(work, size)
-        plain, drift = model.field.values(x, row), -2.0 * row.growth / row.sigma * x
-        pairs = (drift - conditional, drift - plain, conditional - plain)
+        drift = -2.0 * row.growth / row.sigma * x
+        scores = [
+            _finite(name, field.values(x, row), row) for name, field in (("conditional", conditional), ("plain", plain))
+        ]
+        pairs = (drift - scores[0], drift - scores[1], scores[0] - scores[1])
         first, second, third = (0.5 * np.einsum("nd,nd->n", pair, pair) for pair in pairs)
         out[:, start : start + size] = first, second, first - second, third
     return out
+
+
+def _finite(name: str, scores: FloatArray, row: Row) -> FloatArray:
+    """Scores (n, d), refused where they are not finite."""
+    bad = int(np.count_nonzero(~np.isfinite(scores).all(axis=1)))
+    if bad:
+        raise DivergenceError(
+            f"the score of {name} is nan or infinite for {bad} of {len(scores)} samples at lam = {row.lam:.4g} "
+            f"(t = {row.time:.4g}); check the network there, or choose a window without this point."
+        )
+    return scores

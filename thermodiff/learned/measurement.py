@@ -152,8 +152,10 @@ def _by_point(data: Samples, ledger: Ledger, row: str) -> FloatArray:
 
 
 def _draws(model: LearnedDiffusion, samples: int | None) -> int:
-    if model.clusters is None or samples is not None:
-        return samples or 2000
+    if samples is not None:
+        return count("samples", samples, 2)
+    if model.clusters is None:
+        return 2000
     return model.clusters * max(1, round(2000 / model.clusters))
 
 
@@ -183,8 +185,9 @@ def gaussian_part(model: LearnedDiffusion, ledger: Ledger) -> tuple[Estimate, Es
     """Entropy production in the window of the Gaussian of the data's moments, and S_NN less that; nats.
 
     With eigenvalues e_j of the covariance and M = E|x_0|^2 it is the medium plus 1/2 sum_j of ln(alpha^2 e_j + sigma^2)
-    from the data to the noise end.  For samples both have errors by data point, to first order (the delta method).  With
-    fewer points than dimensions the covariance is that of the points, not of their law.
+    from the data to the noise end.  For samples both have errors by data point, to first order (the delta method): the
+    Gaussian part is that of all points, however few of them the ledger drew from.  With fewer points than dimensions the
+    covariance is that of the points, not of their law.
     """
     window, noise, data = ledger.window, model.noise, model.data
     centre = data.mean()
@@ -202,7 +205,17 @@ def gaussian_part(model: LearnedDiffusion, ledger: Ledger) -> tuple[Estimate, Es
     slopes = 0.5 * (low.alpha**2 / spread[0] - high.alpha**2 / spread[1])
     turned = (data.points - centre) @ columns
     influence = heat * (np.sum(data.points**2, axis=1) - second) + (turned**2 - spectrum) @ slopes
-    per_draw = influence[data.order(np.array(ledger.key, dtype=np.uint32), neural.size)]
-    error = standard_error(per_draw, ledger.clusters)
-    rest = standard_error(neural - per_draw, ledger.clusters)
-    return Estimate(value, error), Estimate(ledger.total("neural").value - value, rest)
+    order = data.order(np.array(ledger.key, dtype=np.uint32), neural.size)
+    rest = Estimate(ledger.total("neural").value - value, _error_less(neural, order, influence))
+    return Estimate(value, standard_error(influence, None)), rest
+
+
+def _error_less(draws: FloatArray, order: npt.NDArray[np.intp], influence: FloatArray) -> float:
+    """Error of the mean of ``draws``, which start from the points ``order``, less that of ``influence`` over all points.
+
+    Both are sums over the same independent points; a point without a draw has its part in the second alone.
+    """
+    n = influence.size
+    shares = np.bincount(order, weights=draws - draws.mean(), minlength=n) / draws.size - influence / n
+    units = min(n, draws.size)
+    return float(np.sqrt(np.sum(shares**2) * units / (units - 1)))

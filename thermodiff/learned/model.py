@@ -25,7 +25,7 @@ from thermodiff.kernels.controls import adjust
 from thermodiff.kernels.jit import LANES
 from thermodiff.kernels.tasks import at_points
 from thermodiff.learned.field import DRAWN_TOGETHER, Field, usual_batch
-from thermodiff.learned.predict import PREDICTS
+from thermodiff.learned.predict import PREDICTS, dimensionless_score
 from thermodiff.learned.reading import check_reading
 from thermodiff.learned.sampling import sample
 from thermodiff.schedules import Row, Schedule
@@ -97,6 +97,28 @@ class LearnedDiffusion:
     def precision(self) -> float:
         """Relative precision of what the network returns."""
         return float(torch.finfo(self.field.weights.dtype).eps)
+
+    def rounding(self, row: Row, q: FloatArray, learned: FloatArray, exact: FloatArray, points: FloatArray) -> FloatArray:
+        """Rms rounding error of b_theta at nodes, in the type of the network; (m,) as all arguments.
+
+        ``learned``, ``exact`` and ``points`` are the rms of b_theta - q x, b - q x and x.  The output is b_theta - h x but
+        for a factor.  The input is rounded as well: h x is formed without that, and b has a slope of about
+        E|b|^2 / (d sigma), at most 1 / sigma.
+        """
+        h = np.asarray(dimensionless_score(self.predicts, 0.0, 1.0, row, self.noise))
+        output, b = learned + np.abs(q - h) * points, exact + np.abs(q) * points
+        slope = np.abs(h) + np.minimum(1.0, b**2 / self.dim) / row.sigma
+        # Half a unit in the last place is precision / 4 to precision / 2 of a number; the rms is 1 / sqrt(3) of that.
+        return 0.2 * self.precision * np.hypot(output, slope * points) + self._rounding_of_time(row) * output
+
+    def _rounding_of_time(self, row: Row) -> FloatArray | float:
+        """Relative error of the factor between output and b, formed with a rounded time in the network: large near t = 1."""
+        if self.predicts == "edm" or getattr(self.net, "double_time", False):
+            return 0.0
+        times = torch.from_numpy(np.asarray(row.time)).to(self.field.weights.dtype).double().numpy()
+        rounded = self.noise.at(self.noise.lam(np.minimum(times, np.nextafter(self.noise.t_end, 0.0))))
+        exact, used = (dimensionless_score(self.predicts, 1.0, 0.0, each, self.noise) for each in (row, rounded))
+        return np.abs(np.asarray(exact / used) - 1.0)
 
     @property
     def concurrent(self) -> bool:

@@ -69,23 +69,27 @@ def tensor_row(row: Row, like: torch.Tensor, dtype: torch.dtype | None = None) -
 
 def call(net: Any, x: torch.Tensor, t: torch.Tensor) -> Any:
     """Call ``net(x, t)`` with times in the type of ``x``, or in float64 for a network that says ``double_time``."""
-    return net(x, t if getattr(net, "double_time", False) else t.to(x.dtype))
+    try:
+        return net(x, t if getattr(net, "double_time", False) else t.to(x.dtype))
+    except (LookupError, AttributeError, AssertionError) as error:  # whose own text, such as 'a', says little
+        raise RuntimeError(f"the network raised {type(error).__name__}: {error}") from error
 
 
 def ask(net: Any, predicts: str, x: torch.Tensor, row: Row, dtype: torch.dtype | None = None) -> Any:
     """What ``net`` puts out at points ``x`` (n, ...), called as its kind is called.
 
-    ``row`` holds scalars, or tensors of `tensor_row`; ``dtype`` is the type of the input, default that of ``x``.
+    ``row`` holds scalars, or tensors of `tensor_row`; ``dtype`` is the type of the input, default that of ``x``.  The
+    network gets copies: one that works in place changes neither ``x`` nor ``row``.
     """
     dtype = x.dtype if dtype is None else dtype
     if predicts == "edm":
         return call(net, (x / row.alpha).to(dtype), _each(row.sigma / row.alpha, x))
-    return call(net, x.to(dtype), _each(row.time, x))
+    return call(net, x.to(dtype, copy=True), _each(row.time, x))
 
 
 def _each(values: Any, x: torch.Tensor) -> torch.Tensor:
-    """A scalar, or one number for each sample, as float64 of shape (n,)."""
-    return torch.as_tensor(values, dtype=torch.float64, device=x.device).reshape(-1).expand(x.shape[0])
+    """A scalar, or one number for each sample, as float64 of shape (n,), in memory of its own."""
+    return torch.as_tensor(values, dtype=torch.float64, device=x.device).reshape(-1).expand(x.shape[0]).clone()
 
 
 def drift_term(x: Any, row: Row) -> Any:

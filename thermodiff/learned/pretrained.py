@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from thermodiff._check import count
 from thermodiff.learned.adapters import Adapted
 from thermodiff.learned.networks import schedule_row
 from thermodiff.schedules import VP
@@ -91,15 +92,32 @@ class Pretrained(Adapted):
     window : (float, float)
         Log-SNR that its noise table covers; measure inside it.
     classes : int or None
-        Number of classes.
+        Number of classes that the model knows, labels 0 ... classes - 1.  Whether one of them stands for "not stated" its
+        files do not say; there is none beyond them, so `train` cannot teach it labels.
     """
 
-    def __init__(self, module: nn.Module, table: NoiseTable, predicts: str, classes: int | None) -> None:
-        super().__init__(module, table, "class_labels", output=_sample, classes=classes)
+    def __init__(
+        self, module: nn.Module, table: NoiseTable, predicts: str, classes: int | None, label: int | None = None
+    ) -> None:
+        super().__init__(module, table, "class_labels", label, _sample, classes)
         self.predicts, self.noise, self.window = predicts, table.noise, table.window
 
+    def _ask(self, x: torch.Tensor, clock: torch.Tensor, y: torch.Tensor | None) -> Any:
+        if y is None and getattr(self.module, "class_embedding", None) is not None:
+            raise ValueError(
+                "the model needs a class and was called without a label; say which class is meant, as in "
+                "from_diffusers(folder, label=0), or call net(x, t, y)."
+            )
+        return super()._ask(x, clock, y)
 
-def from_diffusers(folder: str | PathLike[str]) -> Pretrained:
+    @property
+    def _known(self) -> str:
+        if self.classes is None:
+            return "that it knows"
+        return f'0 ... {self.classes - 1} and has none for "not stated", which train shows it as {self.classes}'
+
+
+def from_diffusers(folder: str | PathLike[str], *, label: int | None = None) -> Pretrained:
     """Read a ``UNet2DModel`` and the noise table of its scheduler.
 
     Parameters
@@ -107,6 +125,8 @@ def from_diffusers(folder: str | PathLike[str]) -> Pretrained:
     folder : path
         A saved pipeline, with ``unet/`` and ``scheduler/``; or a folder that holds ``config.json``, the weights as
         safetensors and ``scheduler_config.json``.  Nothing is downloaded and nothing is unpickled.
+    label : int, optional
+        Of a model with classes: the one that is meant where the caller names none, as accounts and sampling do.
 
     Returns
     -------
@@ -126,7 +146,13 @@ def from_diffusers(folder: str | PathLike[str]) -> Pretrained:
     except ImportError:
         raise ImportError("models of diffusers need that library; install it: pip install 'thermodiff[diffusers]'") from None
     table = _table(diffusers, parts[1], scheduler)
-    return Pretrained(_unet(diffusers, parts[0]), table, PREDICTIONS[kind], model.get("num_class_embeds")).eval()
+    unet: Any = _unet(diffusers, parts[0])
+    embedding = unet.class_embedding
+    if label is not None and embedding is None:
+        raise ValueError(f"label={label!r} was given, but the model in {parts[0]} has no classes; drop it.")
+    classes = embedding.num_embeddings if isinstance(embedding, nn.Embedding) else None
+    label = None if label is None else count("label", label, 0, None if classes is None else classes - 1)
+    return Pretrained(unet, table, PREDICTIONS[kind], classes, label).eval()
 
 
 def _unet(diffusers: Any, folder: Path) -> nn.Module:

@@ -5,9 +5,10 @@ For every density, with x = alpha x_0 + sigma z and c a vector whose mean given 
     E b.(c - b) = 0   and   E x.(b - c) = 0,   that is E x.s = -d.
 
 They are tried at a few log-SNR, from noise to the finest structures.  A network that fails them may be a poor one, which
-is no reason to refuse its ledger; it is refused where another reading of the same output passes them, is nearer to c, and
-owes that to the output (a network that gives zero is near a good "v" of data of unit variance, and knows nothing).  Where
-another reading passes no better but is at less than half of the distance, which is the loss of training, there is a warning.
+is no reason to refuse its ledger.  It is refused where another reading of the same output passes them ten times better, is
+nearer to c, and owes that to the output: a network that gives zero is near a good "v" of data of unit variance, and knows
+nothing.  On such data a good control is small too, but then it is what lacks: c less the score without it has a slope of 1
+on it.  Where the stated reading fails clearly, or another one does better without passing for certain, there is a warning.
 """
 
 from __future__ import annotations
@@ -32,12 +33,18 @@ NUMBERS = 2048
 """Coordinates of the samples at each of them."""
 FEWEST, MOST = 16, 512
 """Samples at each of them."""
-FAILS, PASSES = 0.15, 0.10
-"""Size of the two means, relative to E|c|^2 and the rms of x, beyond which a reading fails, and below which it passes."""
-NEARER, OWED = 0.02, 0.05
-"""By how much another reading must be nearer to c, at some lam and with the output than without, in units of E|c|^2."""
-MUCH_NEARER, MUCH_BETTER = 0.1, 3.0
-"""The same, and the ratio of failures, where the stated reading does not fail."""
+FAILS, CLEARLY = 0.15, 1.0
+"""Size of the two means, relative to E|c|^2 and the rms of x, beyond which a reading fails, and fails clearly."""
+PASSES, MUCH_BETTER = 0.05, 10.0
+"""The same for a reading that takes the place of another, and how much less it must be than that of the other."""
+BETTER = 3.0
+"""How much less it must be for a doubt."""
+NEARER, MUCH_NEARER = 0.02, 0.1
+"""By how much another reading must be nearer to c at some lam, in units of E|c|^2: where the stated one fails, and else."""
+OWED = 0.05
+"""By how much a reading must be nearer to c with the output than without, in units of E|c|^2; or else:"""
+LEAST_Z, SLOPE_WITHIN = 3.0, 0.25
+"""It is nearer by so many standard errors, and the slope of what lacks without the output on what it adds is 1 to this."""
 
 _KEY = np.array([0x7468, 0x6469], dtype=np.uint32)
 
@@ -51,10 +58,12 @@ class Draws(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """How well a reading does: its worst failure over lam, and its squared distance to c at each lam."""
+    """How well a reading does: its worst failure over lam, its squared distance to c at each lam, and what it owes."""
 
     scale: float
     distance: FloatArray
+    owed: bool
+    """Whether it is nearer to c for the output."""
 
 
 def check_reading(field: Field, data: Density | Samples) -> None:
@@ -73,58 +82,53 @@ def check_reading(field: Field, data: Density | Samples) -> None:
     others = _other_readings(field, draws, outputs)
     better = {name: fit for name, fit in others.items() if _is_better(stated, fit)}
     likely = {name: fit for name, fit in others.items() if _is_likelier(stated, fit)}
-    name, said = type(field.net).__name__, f"read as predicts={field.predicts!r}"
+    said = f"the output of {type(field.net).__name__}, read as predicts={field.predicts!r}"
+    no_score = "has not the scale of a score (E b.c / E b.b should be 1 at every noise level)"
+    cause = "Either predicts= is wrong, or the network has learned little."
     if better:
         best = _nearest(better)
-        raise ValueError(
-            f"the output of {name}, {said}, has not the scale of a score "
-            f"(E b.c / E b.b should be 1 at every noise level); read as {best!r} it has. Pass predicts={best!r}."
-        )
+        raise ValueError(f"{said}, {no_score}; read as {best!r} it has. Pass predicts={best!r}.")
     if likely:
         best = _nearest(likely)
         ratio = stated.distance.mean() / likely[best].distance.mean()
         warnings.warn(
-            f"the output of {name}, {said}, is far from a score; read as {best!r} its denoising loss would be {ratio:.1f} "
-            "times smaller. Either predicts= is wrong, or the network has learned little.",
+            f"{said}, is far from a score; read as {best!r} its denoising loss would be {ratio:.1f} times smaller. {cause}",
             stacklevel=2,
         )
+    elif stated.scale > CLEARLY:
+        warnings.warn(f"{said}, {no_score}. {cause}", stacklevel=2)
 
 
 def _other_readings(field: Field, draws: list[Draws], outputs: list[torch.Tensor]) -> dict[str, Fit]:
-    """Those that owe their distance to the output."""
-    found: dict[str, Fit] = {}
-    for name in PREDICTS:
-        if name != field.predicts and "edm" not in (name, field.predicts):
-            found |= _owed(field, draws, outputs, name)
+    """The fits of the other kinds, each with the output that it is asked for."""
+    names = [name for name in PREDICTS if name != field.predicts and "edm" not in (name, field.predicts)]
+    found = {name: _fit(field, draws, outputs, name) for name in names}
     try:
         with np.errstate(all="ignore"):  # a network that takes times may get such as it cannot have
             asked_otherwise = _outputs(field, draws, "x0" if field.predicts == "edm" else "edm")
     except Exception:
         return found  # A network that cannot be asked so is not of that kind.
-    for name in PREDICTS:
-        if (name == "edm") != (field.predicts == "edm"):
-            found |= _owed(field, draws, asked_otherwise, name)
-    return found
-
-
-def _owed(field: Field, draws: list[Draws], outputs: list[torch.Tensor], name: str) -> dict[str, Fit]:
-    """``name`` with its fit, if that is nearer than without the output; nothing otherwise."""
-    fit = _fit(field, draws, outputs, name)
-    without = _fit(field, draws, [torch.zeros_like(output) for output in outputs], name)
-    return {name: fit} if without.distance.mean() - fit.distance.mean() > OWED else {}
+    names = [name for name in PREDICTS if (name == "edm") != (field.predicts == "edm")]
+    return found | {name: _fit(field, draws, asked_otherwise, name) for name in names}
 
 
 def _is_better(stated: Fit, other: Fit) -> bool:
     """Whether the stated reading is plainly the wrong one of the two."""
-    nearer = float(np.max(stated.distance - other.distance))
-    if stated.scale > FAILS:
-        return other.scale < PASSES and nearer > NEARER
-    return MUCH_BETTER * other.scale < min(stated.scale, MUCH_BETTER * PASSES) and nearer > MUCH_NEARER
+    passes = other.scale < min(PASSES, stated.scale / MUCH_BETTER)
+    return stated.scale > FAILS and passes and other.owed and _nearer(stated, other) > NEARER
 
 
 def _is_likelier(stated: Fit, other: Fit) -> bool:
-    """Whether the stated reading fails and is much further from c."""
-    return stated.scale > FAILS and 2.0 * other.distance.mean() < stated.distance.mean()
+    """Whether the other reading is the better one of the two, perhaps by accident."""
+    less = other.scale < min(FAILS, stated.scale) / BETTER
+    if stated.scale <= FAILS:
+        return less and other.owed and _nearer(stated, other) > MUCH_NEARER
+    much_nearer = 2.0 * other.distance.mean() < stated.distance.mean()
+    return (less and _nearer(stated, other) > NEARER) or (much_nearer and other.owed)
+
+
+def _nearer(stated: Fit, other: Fit) -> float:
+    return float(np.max(stated.distance - other.distance))
 
 
 def _nearest(fits: dict[str, Fit]) -> str:
@@ -166,12 +170,27 @@ def _outputs(field: Field, draws: list[Draws], predicts: str) -> list[torch.Tens
 
 
 def _fit(field: Field, draws: list[Draws], outputs: list[torch.Tensor], predicts: str) -> Fit:
-    worst, distances = 0.0, []
+    worst, distances, gains, errors, slopes = 0.0, [], [], [], []
     for draw, output in zip(draws, outputs, strict=True):
-        b = dimensionless_score(predicts, output, draw.x, draw.row, field.noise)
+        b, without = (
+            dimensionless_score(predicts, each, draw.x, draw.row, field.noise) for each in (output, torch.zeros_like(output))
+        )
         size = float(draw.c.square().sum(1).mean())
         along = float((b * (draw.c - b)).sum(1).mean()) / size
         outward = float((draw.x * (b - draw.c)).sum(1).mean()) / np.sqrt(size * float(draw.x.square().sum(1).mean()))
         worst = float(np.max([worst, abs(along), abs(outward)]))  # nan stays nan, and fails nothing
         distances.append(float((b - draw.c).square().sum(1).mean()) / size)
-    return Fit(worst, np.array(distances))
+        added, lacks = b - without, draw.c - without
+        gain = (added * (2.0 * lacks - added)).sum(1) / size
+        gains.append(float(gain.mean()))
+        errors.append(float(gain.std()) / np.sqrt(len(gain)))
+        slopes.append((float((added * lacks).sum()) / size, float(added.square().sum()) / size))
+    return Fit(worst, np.array(distances), _is_owed(np.array(gains), np.array(errors), np.array(slopes)))
+
+
+def _is_owed(gains: FloatArray, errors: FloatArray, slopes: FloatArray) -> bool:
+    """Whether the output brings a reading nearer to c: by much, or by little for certain and with the slope of a score."""
+    if gains.mean() > OWED:
+        return True
+    one, two = slopes.sum(axis=0)
+    return bool(gains.sum() > LEAST_Z * np.linalg.norm(errors) and abs(one - two) < SLOPE_WITHIN * two)

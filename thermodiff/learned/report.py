@@ -94,6 +94,8 @@ class _Lines:
     """A file of JSON lines that survives being killed: whole lines of steps that were done stay."""
 
     def __init__(self, path: Path, done: int) -> None:
+        if path.is_dir():
+            raise ValueError(f"metrics={str(path)!r} is a folder; name a file in it, as in {str(path / 'metrics.jsonl')!r}.")
         self._path, self._losses, self._start = path, [], time.monotonic()
         kept = [line for line in _read(path) if line["step"] <= done]
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())

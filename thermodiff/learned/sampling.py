@@ -75,7 +75,7 @@ def sample(
     ValueError
         Where a window must be stated; where the network is not what ``predicts`` says.
     DivergenceError
-        If a path leaves the finite numbers.
+        If a path leaves the finite numbers, or the network is not finite at the end.
     """
     n, steps, key = count("n", n), count("steps", steps), seed_words(rng)
     choice("method", method, METHODS[choice("process", process, tuple(METHODS))])
@@ -91,6 +91,7 @@ def sample(
     if denoise:
         row = _scalars(model.noise, edges[-1])
         states[1] = (states[1] + row.sigma * model.field.values(states[1], row)) / row.alpha
+        _require_finite_mean(states[1], row)
     at = edges[[0, -1]]
     return Path(model.noise.time(at), at, states.reshape(2, n, *model.shape), (int(key[0]), int(key[1])), denoise)
 
@@ -206,4 +207,13 @@ def _require_finite(x: FloatArray, noise: Schedule, lam: float) -> None:
         raise DivergenceError(
             f"{lost} of {len(x)} paths left the finite numbers at lam = {lam:.4g} (t = {float(noise.time(lam)):.4g}); "
             'take more steps, or method="exponential", which is stable however few they are.'
+        )
+
+
+def _require_finite_mean(x: FloatArray, row: Row) -> None:
+    lost = int(np.count_nonzero(~np.isfinite(x).all(axis=1)))
+    if lost:
+        raise DivergenceError(
+            f"the network is nan or infinite at {lost} of {len(x)} samples at the end, lam = {row.lam:.4g} "
+            f"(t = {row.time:.4g}); end the window earlier, or pass denoise=False."
         )

@@ -13,7 +13,7 @@ from torch import nn
 from thermodiff._check import count, seed_words
 from thermodiff.learned.batches import Batch, Source, Stream
 from thermodiff.learned.caller import Caller
-from thermodiff.learned.checkpoint import save_weights
+from thermodiff.learned.checkpoint import keep_meaning, save_weights
 from thermodiff.learned.gradients import Gradients
 from thermodiff.learned.losses import denoising_loss
 from thermodiff.learned.optimiser import Optimiser
@@ -87,7 +87,8 @@ def train(
         Draw lam by importance, stratified, with paired noise; or t uniform in [1e-5, t_end - 1e-5] as published (then
         ``lam`` must not be given).
     predicts : str, optional
-        What the network predicts; default its own ``predicts``, or "entropy".  It is kept as ``net.predicts``.
+        What the network predicts; default its own ``predicts``, or "entropy".  It is kept as ``net.predicts``,
+        and the schedule as ``net.noise``.
     device : str or torch.device, optional
         Where to train; the network is moved there.  Default: where it is.
     precision : {"float32", "bf16"}
@@ -124,6 +125,8 @@ def train(
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"train: net must be a torch module, got {type(net).__name__}.")
+    if next(net.parameters(), None) is None:
+        raise ValueError(f"train: {type(net).__name__} has no weights; give a network that has something to learn.")
     if not isinstance(noise, Schedule):
         raise TypeError(f"train: noise must be a schedule (VP(), ...), got {type(noise).__name__}.")
     if every is not None and checkpoint is None:
@@ -166,7 +169,8 @@ def train(
 
                 def loss(part: Batch, step: int = step) -> torch.Tensor:
                     x0, z, row, weights, labels = part
-                    return denoising_loss(caller.at(step, labels), x0, z, row, noise, kind, weights)
+                    value = denoising_loss(caller.at(step, labels), x0, z, row, noise, kind, weights)
+                    return _require_gradient(value, net)
 
                 value = gradients(loss, stream(step - 1))
                 optimiser.step(step)
@@ -176,12 +180,20 @@ def train(
                     if group.first:
                         state.save(net, optimiser, step)
         optimiser.finish()
-        if getattr(net, "predicts", None) != kind and not isinstance(getattr(type(net), "predicts", None), property):
-            net.predicts = kind  # pyright: ignore[reportArgumentType]  # What measures the network need not be told.
+        keep_meaning(net, kind, noise)
         if checkpoint is not None and group.first:
             save_weights(net, checkpoint, noise=noise, predicts=kind)
         group.wait()
     return net.eval()
+
+
+def _require_gradient(loss: torch.Tensor, net: nn.Module) -> torch.Tensor:
+    if not loss.requires_grad:
+        raise ValueError(
+            f"train: the output of {type(net).__name__} does not depend on any weight that learns; use the weights in "
+            "forward, without no_grad or detach, and leave requires_grad on."
+        )
+    return loss
 
 
 def _key(rng: Any, state: str | PathLike[str] | None) -> npt.NDArray[np.uint32]:

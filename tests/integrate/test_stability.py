@@ -115,6 +115,14 @@ def test_all_lost_paths_are_counted_whatever_the_tasks() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the step")
+def test_the_first_time_says_where_it_was_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thermodiff.integrate.simulate.MOST_RERUN", 2)
+    x0 = np.where(np.arange(2000) < 1000, 2.0, 3.0)[:, None]
+    with pytest.raises(DivergenceError, match=r"2000 of 2000 paths left .*, the first among paths 0 \.\.\. 511 at t = "):
+        td.simulate(td.Langevin(cube, diffusivity=0.1, dim=1), x0, 2.0, 0.01, rng=3)
+
+
+@pytest.mark.filterwarnings("ignore:the step")
 @pytest.mark.parametrize(
     ("process", "message"),
     [

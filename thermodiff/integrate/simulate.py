@@ -311,13 +311,14 @@ def _raise_divergence(run: _Run, x0: FloatArray, lost: npt.NDArray[np.bool_]) ->
     ``lost`` (m,) tells of the first m paths, which were run.
     """
     _require_finite_start(run, x0)
-    earliest = math.inf
-    for block in np.unique(np.flatnonzero(lost) // LANES)[:MOST_RERUN]:
+    earliest, blocks = math.inf, np.unique(np.flatnonzero(lost) // LANES)
+    for block in blocks[:MOST_RERUN]:
         first = int(block) * LANES
         earliest = min(earliest, _first_bad_time(run, int(block), x0[first : min(first + LANES, lost.size)], earliest))
     which = f"{len(x0)} paths" if lost.size == len(x0) else f"the {lost.size} paths that were run, of {len(x0)},"
+    among = "" if len(blocks) <= MOST_RERUN else f" among paths 0 ... {LANES * (int(blocks[MOST_RERUN - 1]) + 1) - 1}"
     raise DivergenceError(
-        f"{int(lost.sum())} of {which} left the finite numbers, the first at t = {earliest:.6g} "
+        f"{int(lost.sum())} of {which} left the finite numbers, the first{among} at t = {earliest:.6g} "
         f'(key {int(run.key[0])}, {int(run.key[1])}); use a smaller dt, or on_divergence="mark" to go on without them.'
     )
 

@@ -124,7 +124,7 @@ class Diffusion:
         """Names of the rows of `gram`."""
         if divergence == "hutchinson":
             raise ValueError('Diffusion: divergence="hutchinson" is for networks; here the divergence is always exact.')
-        return (*GRAM, "div", "logp", *self.data.component_names)
+        return ("div", "logp", *self.data.component_names, *GRAM)
 
     def gram(
         self, key: npt.NDArray[np.uint32], node: int, row: Row, samples: int, divergence: str | None = None

@@ -123,7 +123,7 @@ def account(
     executor : concurrent.futures.Executor, optional
         Where to run; threads by default.  The result is the same bits for any executor, and any ``chunk``.
     chunk : int, optional
-        Blocks of 256 samples that are drawn at a time.  Memory is that of all samples of one to four nodes whatever it is.
+        Taken as by `simulate`, and without effect: samples are drawn in parts that fit the cache whatever it is.
     progress : callable, False or None
         Called as ``progress(done, nodes)`` after every few nodes.  By default an account of more than two seconds in a
         terminal shows a bar.

@@ -90,8 +90,12 @@ def _fill(given, first, size, columns, factors, products, table):
             continue
         f0, f1, f2, f3 = factors[r, 0], factors[r, 1], factors[r, 2], factors[r, 3]
         one, two = given[columns[r, 0], first : first + size], given[columns[r, 1], first : first + size]
-        for n in range(size):
-            row[n] = constant + f0 * one[n] + f1 * two[n]
+        if f1 == 0.0:
+            for n in range(size):
+                row[n] = constant + f0 * one[n]
+        else:
+            for n in range(size):
+                row[n] = constant + f0 * one[n] + f1 * two[n]
         if f2 != 0.0 or f3 != 0.0:
             one, two = given[columns[r, 2], first : first + size], given[columns[r, 3], first : first + size]
             for n in range(size):

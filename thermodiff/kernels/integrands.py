@@ -18,7 +18,7 @@ from thermodiff.kernels.philox import COMPONENT, NOISE, fill_rows, fill_uniforms
 from thermodiff.kernels.scores import full_parts, isotropic_parts
 
 GRAM = ("xx", "xc", "cc", "xb", "bb", "cb")
-"""Inner products in the Gram kernel's output; "div" (sigma div b), "logp" and the component rows follow."""
+"""Inner products in the Gram kernel's output, after "div" (sigma div b), "logp" and the component rows."""
 
 draw_signature = types.void(words, types.int64, types.int64, matrix, vector, matrix, matrix)
 """``draw(key, path, node, scalars[m, 2], params, x[m d, LANES], c[m d, LANES])`` for LANES paths from ``path`` on.
@@ -136,57 +136,71 @@ def draws(draw, key, first, last, node, scalars, params, x, c):
 
 @subroutine
 def _gram(draw, field, key, first, last, node, scalars, params, out):
-    """Inner products and extra rows of blocks first ... last - 1 into their columns of ``out[m, row, n]``.
+    """The rows of blocks first ... last - 1 into their columns of ``out[m, row, n]``.
 
-    The rows of `GRAM` come first, then those that the score field writes beyond the score.
+    First those that the score field writes beyond the score, then `GRAM`.
     """
     nodes, dim = scalars.shape[0], int(params[1])
-    extra = out.shape[1] - 6
-    x, c, b = np.empty((nodes * dim, LANES)), np.empty((nodes * dim, LANES)), np.empty((dim + extra, LANES))
-    row = np.zeros(4)
+    x, c = np.empty((nodes * dim, LANES)), np.empty((nodes * dim, LANES))
+    # A block at one node, b in front: small enough for the cache, where `out` is not.
+    table = np.empty((dim + out.shape[1], LANES))
     for block in range(first, last):
         draw(key, block * LANES, node, scalars, params, x, c)
-        start, stop = block * LANES, (block + 1) * LANES
         for j in range(nodes):
-            alpha, sigma = scalars[j, 0], scalars[j, 1]
-            # The field writes a x + c s: with c = sigma that is b.
-            row[0], row[1], row[3] = alpha, sigma * sigma, sigma
             here = slice(j * dim, (j + 1) * dim)
-            field(x[here], row, params, b)
-            _products(x[here], c[here], b, out[j, :, start:stop])
-            divergence = out[j, 6, start:stop]
-            for lane in range(LANES):
-                divergence[lane] = sigma * b[dim, lane]
-            for r in range(1, extra):
-                source, target = b[dim + r], out[j, 6 + r, start:stop]
+            _products(field, scalars[j, 0], scalars[j, 1], params, x[here], c[here], table)
+            for r in range(out.shape[1]):
+                source, target = table[dim + r], out[j, r, block * LANES : (block + 1) * LANES]
                 for lane in range(LANES):
                     target[lane] = source[lane]
 
 
+@subroutine
+def _products(field, alpha, sigma, params, x, c, table):
+    """b, what the field writes beyond it, and the six inner products of each lane, one below the other."""
+    dim, rest, row = x.shape[0], table.shape[0] - 6, np.zeros(4)
+    # The field writes a x + c s: with c = sigma that is b.
+    row[0], row[1], row[3] = alpha, sigma * sigma, sigma
+    field(x, row, params, table[:rest])
+    divergence = table[dim]
+    for lane in range(LANES):
+        divergence[lane] *= sigma
+    xx, xc, cc = table[rest], table[rest + 1], table[rest + 2]
+    xb, bb, cb = table[rest + 3], table[rest + 4], table[rest + 5]
+    # Two coordinates in the first sweep: half of the loads and stores of the sums.
+    if dim > 1:
+        _of_data(x[0], x[1], c[0], c[1], xx, xc, cc)
+        _of_score(x[0], x[1], c[0], c[1], table[0], table[1], xb, bb, cb)
+    else:
+        table[rest:] = 0.0
+    for i in range(2 if dim > 1 else 0, dim):
+        xi, ci, bi = x[i], c[i], table[i]
+        for lane in range(LANES):
+            xx[lane] += xi[lane] * xi[lane]
+            xc[lane] += xi[lane] * ci[lane]
+            cc[lane] += ci[lane] * ci[lane]
+        for lane in range(LANES):
+            xb[lane] += xi[lane] * bi[lane]
+            bb[lane] += bi[lane] * bi[lane]
+            cb[lane] += ci[lane] * bi[lane]
+
+
 @inline
-def _products(x, c, b, sums):
-    """The six inner products of each lane."""
-    xx, xc, cc, xb, bb, cb = sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]
-    for i in range(x.shape[0]):
-        xi, ci, bi = x[i], c[i], b[i]
-        if i == 0:
-            for lane in range(LANES):
-                xx[lane] = xi[lane] * xi[lane]
-                xc[lane] = xi[lane] * ci[lane]
-                cc[lane] = ci[lane] * ci[lane]
-            for lane in range(LANES):
-                xb[lane] = xi[lane] * bi[lane]
-                bb[lane] = bi[lane] * bi[lane]
-                cb[lane] = ci[lane] * bi[lane]
-        else:
-            for lane in range(LANES):
-                xx[lane] += xi[lane] * xi[lane]
-                xc[lane] += xi[lane] * ci[lane]
-                cc[lane] += ci[lane] * ci[lane]
-            for lane in range(LANES):
-                xb[lane] += xi[lane] * bi[lane]
-                bb[lane] += bi[lane] * bi[lane]
-                cb[lane] += ci[lane] * bi[lane]
+def _of_data(x, y, c, d, xx, xc, cc):
+    """x.x, x.c and c.c of two coordinates."""
+    for lane in range(LANES):
+        xx[lane] = x[lane] * x[lane] + y[lane] * y[lane]
+        xc[lane] = x[lane] * c[lane] + y[lane] * d[lane]
+        cc[lane] = c[lane] * c[lane] + d[lane] * d[lane]
+
+
+@inline
+def _of_score(x, y, c, d, b, s, xb, bb, cb):
+    """x.b, b.b and c.b of two coordinates."""
+    for lane in range(LANES):
+        xb[lane] = x[lane] * b[lane] + y[lane] * s[lane]
+        bb[lane] = b[lane] * b[lane] + s[lane] * s[lane]
+        cb[lane] = c[lane] * b[lane] + d[lane] * s[lane]
 
 
 @kernel(types.void(draw_pointer, field_pointer, words, types.int64, types.int64, types.int64, matrix, vector, tensor))

@@ -133,7 +133,7 @@ def products(x: Any, c: Any, weights: Any, means: Any, variances: Any, alpha: An
     divergence = sigma * sigma * (excess / width).sum(axis=1) - pairs[4]
     density = top + jnp.log(total) - 0.5 * dim * jnp.log(2.0 * jnp.pi)
     components = jnp.stack([share - weights, excess], axis=2).reshape(len(x), -1)
-    return jnp.concatenate([jnp.stack([*pairs, divergence, density]), components.T])
+    return jnp.concatenate([jnp.stack([divergence, density]), components.T, jnp.stack(pairs)])
 
 
 def fit(controls: Any, value: Any, sizes: Any, limits: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The programs in README and guide run, and print what is shown beneath them, numbers apart."""
+"""The programs in README and guide run, and print what is shown beneath them; numbers too, where nothing is trained."""
 
 import contextlib
 import io
@@ -17,6 +17,19 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 def words(text: str) -> str:
     """The text with numbers and runs of blanks made equal."""
     return " ".join(NUMBER.sub("#", text).split())
+
+
+def same_numbers(printed: str, shown: str) -> bool:
+    """Whether the numbers agree to one and a half of the last digit that is shown, powers of ten to one of ten."""
+    for one, two in zip(
+        *([found.group().rstrip(".,") for found in NUMBER.finditer(text)] for text in (printed, shown)), strict=True
+    ):
+        there, here = float(one.replace(",", "")), float(two.replace(",", ""))
+        digits = len(two.partition(".")[2])
+        near = here / 11.0 < there < here * 11.0 if "e" in two else abs(there - here) <= 1.5 * 10.0**-digits
+        if not near:
+            return False
+    return True
 
 
 def anchors(page: Path) -> set[str]:
@@ -43,6 +56,7 @@ def test_programs_run_and_print_what_is_shown(page, tmp_path, monkeypatch):
             exec(compile(code, page, "exec"), namespace)
         if below == "text":
             assert words(printed.getvalue()) == words(shown)
+            assert page != "docs/dynamics.md" or same_numbers(printed.getvalue(), shown), printed.getvalue()
     pytest.importorskip("matplotlib.pyplot").close("all")
 
 

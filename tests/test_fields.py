@@ -1,9 +1,11 @@
 """Drifts, potentials and diffusivities as objects: calls, parameters, compilation at first use, travel."""
 
+import functools
 import math
 import multiprocessing
 import pickle
 import re
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -211,3 +213,80 @@ def test_a_function_that_prints_is_refused(capsys) -> None:
     with pytest.raises(ValueError, match="chatty prints, which it would do for every path at every step"):
         td.simulate(td.Langevin(chatty, diffusivity=1.0, dim=1), np.zeros((2, 1)), 1.0, 0.1)
     assert capsys.readouterr().out == ""
+
+
+def test_parameters_go_by_name_too() -> None:
+    @td.drift
+    def pulled(x, t, k, g=0.5):
+        return (-k * x[0] + g,)
+
+    assert pulled.values_of({"g": 2.0, "k": 1.0}).tolist() == [1.0, 2.0]
+    assert pulled.values_of({"k": 1.0}).tolist() == [1.0, 0.5]
+    for wrong in ({"g": 1.0}, {"k": 1.0, "z": 2.0}):
+        with pytest.raises(ValueError, match=f"pulled has the parameters k, g, got {', '.join(wrong)}"):
+            pulled.values_of(wrong)
+    process = td.Langevin(pulled, {"k": 3.0}, dim=1)
+    assert process.with_params(g=0.0).params.tolist() == [3.0, 0.0]
+    assert process.with_params(1.0, 2.0).params.tolist() == [1.0, 2.0]
+    with pytest.raises(TypeError, match="in order, or some by name, not both"):
+        process.with_params(1.0, g=2.0)
+
+
+def test_what_is_bound_already_is_refused_with_advice() -> None:
+    for bound in (functools.partial(swirl.function, kappa=1.0), "text".join):
+        with pytest.raises(TypeError, match="it decorates a plain Python function"):
+            td.drift(bound)
+    with pytest.raises(TypeError, match="write a function that calls it, and pass what is bound by params="):
+        td.drift(functools.partial(swirl.function, kappa=1.0))
+
+
+def test_a_filling_drift_that_gives_out_away_is_refused() -> None:
+    @td.drift(fills=True)
+    def forgot(x, t, out):
+        out = -x  # noqa: F841
+
+    with pytest.raises(TypeError, match=r"forgot gives the name out to something else, .* write out\[:\] = \.\.\."):
+        forgot.at([[1.0, 2.0]])
+
+
+def test_entries_that_are_never_written_are_warned_of() -> None:
+    @td.drift(fills=True)
+    def part(x, t, out):
+        for i in range(len(x) - 1):
+            out[i] = -x[i]
+
+    with pytest.warns(RuntimeWarning, match=r"part left out\[2\] as given .* what it does not write is 0"):
+        found = part.at([[1.0, 2.0, 3.0]])
+    np.testing.assert_array_equal(found, [[-1.0, -2.0, 0.0]])
+
+
+def test_forces_may_be_added_up() -> None:
+    @td.drift(fills=True)
+    def pairs(x, t, out):
+        for i in range(len(x)):
+            for j in range(i):
+                out[i] += x[i] - x[j]
+                out[j] -= x[i] - x[j]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_allclose(pairs.at([[0.0, 1.0, 3.0]] * 300), [[-4.0, -1.0, 5.0]] * 300)
+
+
+def test_a_filling_drift_may_have_many_coordinates() -> None:
+    @td.drift(fills=True)
+    def decaying(x, t, out):
+        for i in range(len(x)):
+            out[i] = -x[i]
+
+    process = td.Langevin(decaying, dim=500, diffusivity=0.0)
+    path = td.simulate(process, np.ones((3, 500)), 1.0, 0.1)
+    np.testing.assert_allclose(path.final, np.exp(-1.0), rtol=1e-6)
+    with pytest.warns(RuntimeWarning, match="the step 2.5 is too large"):
+        td.simulate(process, np.ones((3, 500)), 2.5, 2.5)
+    with pytest.raises(ValueError, match="dim must be at most 4096, got 5000"):
+        td.Langevin(decaying, dim=5000)
+    with pytest.raises(
+        ValueError, match=r"dim must be at most 64, got 65; with @td.drift\(fills=True\) it may be up to 4096"
+    ):
+        td.Langevin(swirl, (1.0, 1.0), dim=65)

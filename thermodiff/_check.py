@@ -76,7 +76,8 @@ def increasing_pair(name: str, value: Any) -> tuple[float, float]:
 def array(name: str, value: Any, shape: str, ndim: int) -> FloatArray:
     """``value`` as a finite, non-empty, C-contiguous float64 array with ``ndim`` axes; ``shape`` is for the message."""
     try:
-        if np.iscomplexobj(value):
+        # NumPy would read numbers from text.
+        if np.asarray(value).dtype.kind in "cUS":
             raise TypeError
         result = np.ascontiguousarray(value, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
@@ -108,7 +109,8 @@ def seed_words(rng: Any) -> npt.NDArray[np.uint32]:
         return rng.generate_state(2).astype(np.uint32)
     if rng is None or (isinstance(rng, Integral) and not isinstance(rng, bool) and int(rng) >= 0):
         return np.random.SeedSequence(None if rng is None else int(rng)).generate_state(2).astype(np.uint32)
-    raise TypeError(f"rng must be a non-negative integer, a SeedSequence, a Generator or None, got {rng!r}.")
+    hint = "; use numpy.random.default_rng(seed)" if isinstance(rng, np.random.RandomState) else ""
+    raise TypeError(f"rng must be a non-negative integer, a SeedSequence, a Generator or None, got {rng!r:.60}{hint}.")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

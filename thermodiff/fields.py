@@ -10,12 +10,14 @@ compile nothing.  Functions of ``math`` and ``numpy`` inside are replaced by vec
 
 from __future__ import annotations
 
+import dis
 import inspect
 import io
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
-from functools import lru_cache
+from functools import lru_cache, partial
 from numbers import Real
 from typing import Any
 
@@ -39,9 +41,11 @@ class Field:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         if isinstance(function, Field) or not inspect.isfunction(function):
+            bound = inspect.ismethod(function) or isinstance(function, partial)
             raise TypeError(
                 f"{type(self).__name__.lower()}: it decorates a plain Python function {self.form.format(name='f')}, "
-                f"got {type(function).__name__}."
+                f"got {type(function).__name__}"
+                + ("; write a function that calls it, and pass what is bound by params=." if bound else ".")
             )
         self.function = function
         self.__name__, self.__doc__, self.__module__ = function.__name__, function.__doc__, function.__module__
@@ -59,16 +63,19 @@ class Field:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.__name__}({', '.join(('x', 't', *self.parameters))}))"
 
-    def values_of(self, params: Sequence[float] | FloatArray) -> FloatArray:
-        """The parameters as an array, (p,); the last may be left out where the function has defaults for them.
+    def values_of(self, params: Sequence[float] | FloatArray | Mapping[str, float]) -> FloatArray:
+        """The parameters as an array, (p,), from numbers in their order or by name; those with defaults may be left out.
 
         Raises
         ------
         TypeError, ValueError
             If they are not numbers, or not as many as the function takes.
         """
+        defaults = self.function.__defaults__ or ()
+        if isinstance(params, Mapping):
+            params = self._in_order(params)
         given = list(np.atleast_1d(np.asarray(params, object)))
-        missing, defaults = len(self.parameters) - len(given), self.function.__defaults__ or ()
+        missing = len(self.parameters) - len(given)
         if 0 < missing <= len(defaults):
             given += defaults[-missing:]
         numbers = [finite_number(f"params[{j}]", value) for j, value in enumerate(given)]
@@ -76,6 +83,15 @@ class Field:
             need = ", ".join(self.parameters) or "none"
             raise ValueError(f"{self.__name__} takes {len(self.parameters)} parameters ({need}), got {len(numbers)}.")
         return np.array(numbers)
+
+    def _in_order(self, named: Mapping[str, float]) -> list[Any]:
+        """Parameters by name in the order of the function, with its defaults for those left out."""
+        defaults = self.function.__defaults__ or ()
+        known = dict(zip(self.parameters[len(self.parameters) - len(defaults) :], defaults, strict=False)) | dict(named)
+        if set(known) != set(self.parameters):
+            need = ", ".join(self.parameters) or "none"
+            raise ValueError(f"{self.__name__} has the parameters {need}, got {', '.join(map(str, named))}.")
+        return [known[name] for name in self.parameters]
 
     def kernel(self, dim: int, params: FloatArray, kind: str | None = None) -> Any:
         """The compiled field for d = ``dim``; compiled at first use, 0.2 to 0.5 s.  ``kind`` asks for another than its own.
@@ -125,7 +141,7 @@ class Field:
         except Exception as error:
             raise TypeError(
                 f"{self.__name__} fails when called with d = {dim} and {len(params)} parameters: {error}; "
-                f"it is called as {self.form.format(name=self.__name__)} with x[0] ... x[{dim - 1}]."
+                f"it is called as {self.form.format(name=self.__name__)} with x[0]{f' ... x[{dim - 1}]' if dim > 1 else ''}."
             ) from error
         if printed.getvalue():
             raise ValueError(f"{self.__name__} prints, which it would do for every path at every step; remove that.")
@@ -192,6 +208,36 @@ class FilledDrift(Drift):
         if result is not None:
             raise TypeError(f"{self.__name__} must fill out and return nothing, got {result!r:.60}.")
 
+    def _try_out(self, dim: int, params: FloatArray) -> None:
+        """The same, and whether all of ``out`` is written, which nothing else would tell."""
+        name = list(inspect.signature(self.function).parameters)[2]
+        for step in dis.get_instructions(self.function):
+            stored = step.argval if isinstance(step.argval, tuple) else (step.argval,)
+            if step.opname.startswith("STORE_FAST") and name in stored:
+                raise TypeError(
+                    f"{self.__name__} gives the name {name} to something else, which fills nothing; write {name}[:] = ... "
+                    f"or {name}[i] = ..."
+                )
+        super()._try_out(dim, params)
+        # Where both come back as they were, nothing was written; between even places, forces would cancel.
+        outs = np.zeros(dim), 0.618 + np.arange(dim)
+        uneven = np.random.default_rng(0).uniform(0.1, 0.4, dim)
+        try:
+            with redirect_stdout(io.StringIO()):
+                for out in outs:
+                    self.function(uneven.copy(), 0.0, out, *params.tolist())
+        except (ArithmeticError, ValueError):
+            return
+        left = np.flatnonzero((outs[0] == 0.0) & (outs[1] == 0.618 + np.arange(dim)))
+        if left.size:
+            which = ", ".join(f"{name}[{i}]" for i in left[:4]) + (", ..." if left.size > 4 else "")
+            warnings.warn(
+                f"{self.__name__} left {which} as given when it was tried at one point; what it does not write is 0. "
+                f"If that is meant, begin with {name}[:] = 0.0.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
 
 class Potential(Field):
     """U(x, t, ...) -> energy; as a field it is the force -grad U, differentiated exactly at the cost of d evaluations."""
@@ -221,7 +267,8 @@ def drift(function: Callable[..., Any] | None = None, *, fills: bool = False) ->
     function : callable
         Used as a decorator.
     fills : bool
-        The function is ``f(x, t, out, *params)`` and writes into ``out``: for chains with many coordinates.
+        The function is ``f(x, t, out, *params)`` and writes into ``out``, which comes filled with zeros: for chains with
+        many coordinates, up to 4096.
 
     Returns
     -------
@@ -241,9 +288,15 @@ def diffusivity(function: Callable[..., Any]) -> Diffusivity:
     return Diffusivity(function)
 
 
-def dimension(value: Any) -> int:
-    """A number of coordinates that fields are compiled for, 1 to 64."""
-    dim = count("dim", value)
-    if dim > 64:
-        raise ValueError(f"dim must be at most 64, got {dim}.")
+MOST_COORDINATES = 64
+"""Of a function that returns a tuple, which is compiled for each coordinate; of one that fills ``out``, FILLED."""
+FILLED = 4096
+
+
+def dimension(value: Any, drift: Field | None = None) -> int:
+    """A number of coordinates that fields are compiled for: 1 to 64, or 4096 of a drift that fills ``out``."""
+    dim, most = count("dim", value), FILLED if isinstance(drift, FilledDrift) else MOST_COORDINATES
+    if dim > most:
+        more = f"; with @td.drift(fills=True) it may be up to {FILLED}" if most < FILLED else ""
+        raise ValueError(f"dim must be at most {most}, got {dim}{more}.")
     return dim

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,30 +39,31 @@ class Langevin:
     ----------
     drift : Drift or Potential
         Made by `thermodiff.drift` or `thermodiff.potential`; a potential gives f = -grad U.
-    params : sequence of float
-        Its parameters.
+    params : sequence of float, or mapping
+        Its parameters, in their order or by name.
     diffusivity : float, (d,) array, (d, d) array, callable or Diffusivity
         D: isotropic, diagonal, or a full symmetric positive semi-definite matrix; a plain function of t that returns one
         of these; or a state-dependent diagonal made by `thermodiff.diffusivity`.
     diffusivity_params : sequence of float
         Parameters of a state-dependent D.
     dim : int
-        d, 1 to 64.
+        d, 1 to 64; to 4096 with a drift that fills ``out``.
     interpretation : {"ito", "stratonovich", "isothermal"}
         What sqrt(2 D(x)) dW means where D depends on x: the drift of the Ito equation is f_i + theta dD_i/dx_i with
         theta = 0, 1/2, 1.  For other D the three agree.
     boundaries : mapping, optional
-        {coordinate: ("periodic" or "reflecting", low, high)}.
+        {coordinate: ("periodic" or "reflecting", low, high)}; one end of a reflecting coordinate may be infinite.  Fields
+        are evaluated between the walls only.
     """
 
     def __init__(
         self,
         drift: Field,
-        params: Sequence[float] = (),
+        params: Sequence[float] | Mapping[str, float] = (),
         diffusivity: Any = 1.0,
         *,
         dim: int,
-        diffusivity_params: Sequence[float] = (),
+        diffusivity_params: Sequence[float] | Mapping[str, float] = (),
         interpretation: str = "ito",
         boundaries: Mapping[int, tuple[str, float, float]] | None = None,
     ) -> None:
@@ -71,7 +72,7 @@ class Langevin:
                 f"Langevin: drift must be made by @td.drift or @td.potential, got {type(drift).__name__}; "
                 "put the decorator above the function."
             )
-        self.dim = dimension(dim)
+        self.dim = dimension(dim, drift)
         self.drift = drift
         self.params = drift.values_of(params)
         self.diffusivity = diffusivity
@@ -93,10 +94,13 @@ class Langevin:
     def __repr__(self) -> str:
         return f"Langevin({self.drift!r}, dim={self.dim})"
 
-    def with_params(self, *params: float) -> Langevin:
-        """The same process with other parameters of the drift; nothing is compiled again."""
+    def with_params(self, *params: float, **named: float) -> Langevin:
+        """The same process with other parameters of the drift, all in order or some by name; nothing is compiled again."""
+        if params and named:
+            raise TypeError("with_params: give all parameters in order, or some by name, not both.")
+        given = dict(zip(self.drift.parameters, self.params.tolist(), strict=True)) | named if named else params
         other = object.__new__(Langevin)
-        other.__dict__.update(self.__dict__, params=self.drift.values_of(params))
+        other.__dict__.update(self.__dict__, params=self.drift.values_of(given))
         return other
 
     def __getstate__(self) -> dict[str, Any]:
@@ -209,7 +213,7 @@ class Linear(Langevin):
 
         return Compiled(affine, self.params, affine, self.diffusivity_params, 0.0, self.walls)
 
-    def with_params(self, *params: float) -> Langevin:
+    def with_params(self, *params: float, **named: float) -> Langevin:
         """Not for a linear process: make another one."""
         raise TypeError("Linear: its numbers are the matrix and the offset; make another Linear.")
 
@@ -287,7 +291,7 @@ def noise_factor(diffusivity: Any, dim: int, t: float | None = None) -> FloatArr
     if diffusivity is None:
         raise TypeError(f"{name} must be a number, ({dim},) or ({dim}, {dim}), got None; pass 0 for dynamics without noise.")
     shape = np.shape(diffusivity)
-    if shape not in ((), (dim,), (dim, dim)) or (dim == 1 and shape == (1, 1)):
+    if shape not in ((), (dim,), (dim, dim)):
         raise ValueError(f"{name} must be a number, ({dim},) or ({dim}, {dim}), got shape {shape}.")
     values = array(name, np.atleast_1d(diffusivity), "(d,)" if len(shape) < 2 else "(d, d)", max(len(shape), 1))
     if values.ndim == 1:
@@ -300,6 +304,13 @@ def noise_factor(diffusivity: Any, dim: int, t: float | None = None) -> FloatArr
     if level[0] < -1e-12 * max(level[-1], 0.0):
         raise ValueError(f"{name}: the matrix has the negative eigenvalue {level[0]:g}; it must be positive semi-definite.")
     return axes * np.sqrt(2.0 * np.maximum(level, 0.0))
+
+
+def _end(name: str, value: Any, kind: str) -> float:
+    """One end of an interval; that of a reflecting wall may be infinite."""
+    if kind == "reflecting" and isinstance(value, Real) and np.isinf(float(value)):
+        return float(value)
+    return finite_number(name, value)
 
 
 def _walls(boundaries: Mapping[int, tuple[str, float, float]], dim: int) -> FloatArray:
@@ -319,11 +330,10 @@ def _walls(boundaries: Mapping[int, tuple[str, float, float]], dim: int) -> Floa
                 f'boundaries[{coordinate}] must be ("periodic" or "reflecting", low, high), got {wall!r}.'
             ) from None
         choice(f"boundaries[{coordinate}]", kind, tuple(WALLS))
-        low, high = (
-            finite_number(f"boundaries[{coordinate}]: low", low),
-            finite_number(f"boundaries[{coordinate}]: high", high),
-        )
+        low, high = _end(f"boundaries[{coordinate}]: low", low, kind), _end(f"boundaries[{coordinate}]: high", high, kind)
         if not low < high:
             raise ValueError(f"boundaries[{coordinate}]: low must be below high, got {low:g} and {high:g}.")
+        if np.isinf(low) and np.isinf(high):
+            raise ValueError(f"boundaries[{coordinate}]: neither end is finite; leave the coordinate out.")
         walls[coordinate] = WALLS[kind], low, high
     return walls

@@ -105,6 +105,13 @@ def test_places_where_no_file_can_be(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["file", "folder.npy"]
 
 
+def test_an_array_that_cannot_be_written_to_is_refused_first() -> None:
+    out = np.empty((3, *X0.shape))
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match="out is read-only; pass an array that can be written to"):
+        td.simulate(WELL, X0, out=out, progress=stop, **GIVEN)
+
+
 def test_without_zarr_a_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "zarr", None)
     with pytest.raises(ImportError, match=r"needs zarr; install it with: pip install 'thermodiff\[zarr\]'"):

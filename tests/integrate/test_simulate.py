@@ -239,7 +239,7 @@ class Full:
         ({"times": [0.0]}, ValueError, "times must be at least two finite, increasing numbers, got [0.0]"),
         ({"times": [0.0, 0.0]}, ValueError, "times must be at least two finite, increasing"),
         ({"times": [1.0, 0.0]}, ValueError, "times must be at least two finite, increasing"),
-        ({"times": -1.0}, ValueError, "times must be at least two finite, increasing"),
+        ({"times": -1.0}, ValueError, "times: a number t means [0, t] and must be positive, got -1.0"),
         ({"times": [0.0, math.inf]}, ValueError, "times must be at least two finite, increasing"),
         ({"times": "soon"}, ValueError, "times must be at least two finite, increasing numbers, got 'soon'"),
         ({"times": [[0.0, 1.0]]}, ValueError, "times must be at least two finite, increasing"),
@@ -299,3 +299,42 @@ def test_normals_as_used(n: int) -> None:
     assert np.abs(z).max() < 6.8
     z[::2] = 0.0
     assert {"zeros", "ks", "kurtosis"} <= set(normality_failures(np.sqrt(2.0) * z))
+
+
+@td.drift
+def tumbling(x, t):
+    return x[1], -x[0] - x[1]
+
+
+@td.diffusivity
+def crossed(x, t):
+    return 1.0, 1.0 + x[0] ** 2
+
+
+@td.diffusivity
+def separate(x, t):
+    return 1.0 + x[0] ** 2, 1.0 + x[1] ** 2
+
+
+@pytest.mark.parametrize("method", ["milstein", "weak2"])
+def test_rules_for_noise_of_each_coordinate_refuse_other_noise(method: str) -> None:
+    given = {"x0": np.zeros((4, 2)), "times": 0.1, "dt": 0.05, "rng": 0, "method": method}
+    with pytest.raises(ValueError, match=f'method="{method}" is for a .* here D_1 changes with x_0; use "heun" or "euler"'):
+        td.simulate(td.Langevin(tumbling, diffusivity=crossed, dim=2), **given)
+    assert np.isfinite(td.simulate(td.Langevin(tumbling, diffusivity=separate, dim=2), **given).final).all()
+
+
+def test_heat_without_a_bath_is_warned_of() -> None:
+    """Underdamped dynamics: the integral of f . dx is not what the bath gets."""
+    given = {"x0": np.zeros((4, 2)), "times": 0.1, "dt": 0.05, "rng": 0, "heat": True}
+    with pytest.warns(RuntimeWarning, match=r"overdamped particle \(mobility 1\), and coordinates 0 have no noise"):
+        td.simulate(td.Langevin(tumbling, diffusivity=(0.0, 1.0), dim=2), **given)
+    for level in (1.0, 0.0, np.eye(2)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            td.simulate(td.Langevin(tumbling, diffusivity=level, dim=2), **given)
+
+
+def test_where_exact_steps_end_no_smaller_step_is_advised() -> None:
+    with pytest.raises(DivergenceError, match=r"ask for earlier times"):
+        td.simulate(td.Linear([[600.0]], diffusivity=0.0), [[1e200]], [0.0, 0.5, 1.0, 1.5], 0.5)

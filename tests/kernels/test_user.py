@@ -394,7 +394,7 @@ def test_mistakes_in_filled_drifts_get_a_sentence() -> None:
 
 
 def test_writing_beyond_out_at_times_is_noticed() -> None:
-    """Indices are not checked; there is room around out, which must stay as it was."""
+    """An index from the end counts backwards, as everywhere; one that is out of range does not."""
 
     def beyond(x, t, out, i):
         out[0], out[1] = -x[0], -x[1]
@@ -404,7 +404,8 @@ def test_writing_beyond_out_at_times_is_noticed() -> None:
     field, x = td.drift(beyond, fills=True), np.ones((3, 2))
     np.testing.assert_array_equal(field.at(x, 0.0, (2.0,)), -x)
     np.testing.assert_array_equal(field.at(x, 1.0, (1.0,)), np.tile([-1.0, 1.0], (3, 1)))
-    for i in (2.0, 3.0, 40.0, -3.0):
+    np.testing.assert_array_equal(field.at(x, 1.0, (-1.0,)), np.tile([-1.0, 1.0], (3, 1)))
+    for i in (2.0, 3.0, 40.0, 1e6, -3.0):
         assert np.isnan(field.at(x, 1.0, (i,))).all()
 
 

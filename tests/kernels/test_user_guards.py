@@ -106,3 +106,78 @@ def test_a_loop_over_a_tuple_needs_no_such_guard(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(user, "_guarded", None)
     assert ring.at([[1.0, 2.0, 3.0]]).tolist() == [[0.0, -2.0, -3.0]]
+
+
+TABLE = np.array([1.0, 2.0, 3.0])
+
+
+def looked_up(x, t):
+    return (-TABLE[int(x[0])],)
+
+
+def filled_from_a_tuple(x, t, out):
+    out[0] = -LEVELS[int(x[0])]
+
+
+def filled_from_an_array(x, t, out):
+    out[0] = -TABLE[int(x[0])]
+
+
+def filled_from_x(x, t, out):
+    out[0] = -x[int(x[0])] - 1.0
+
+
+@pytest.mark.parametrize("function", [looked_up, filled_from_a_tuple, filled_from_an_array])
+def test_an_index_beyond_a_table_gives_nan_for_that_path(function) -> None:
+    """Of a table behind an array, of which nothing but memory stands there, and within a function that fills."""
+    field = td.drift(function, fills=function is not looked_up)
+    np.testing.assert_array_equal(field.at([[0.5], [2.5], [3.5], [1e9]]), [[-1.0], [-3.0], [np.nan], [np.nan]])
+
+
+def test_an_index_beyond_x_gives_nan_for_that_path() -> None:
+    field = td.drift(filled_from_x, fills=True)
+    np.testing.assert_array_equal(field.at([[0.5], [7.0], [0.25]]), [[-1.5], [np.nan], [-1.25]])
+
+
+def whole(x, t, out):
+    out[:] = np.exp(-x) + np.log(x * x) + np.expm1(x) + np.tanh(x) + np.sin(x) + np.cos(x)
+
+
+def means(x, t, out):
+    c, s = np.mean(np.cos(x)), np.mean(np.sin(x))
+    for i in range(len(x)):
+        out[i] = s * np.cos(x[i]) - c * np.sin(x[i])
+
+
+@pytest.mark.parametrize("function", [whole, means])
+def test_functions_of_numpy_take_whole_arrays_where_a_drift_fills(function) -> None:
+    field, x = td.drift(function, fills=True), np.random.default_rng(0).normal(size=(300, 5))
+    expected = np.empty_like(x)
+    for point, out in zip(x, expected, strict=True):
+        function(point, 0.0, out)
+    np.testing.assert_allclose(field.at(x), expected, rtol=1e-13, atol=1e-14)
+
+
+def test_functions_of_numpy_take_arrays_in_a_function_that_returns() -> None:
+    @td.drift
+    def waves(x, t):
+        found = np.sin(np.array(x))
+        return found[0], found[1]
+
+    x = np.random.default_rng(1).normal(size=(10, 2))
+    np.testing.assert_allclose(waves.at(x), np.sin(x), rtol=1e-14)
+
+
+def test_what_the_compiler_does_not_take_has_a_name() -> None:
+    def importing(x, t):
+        import math
+
+        return (math.sin(x[0]),)
+
+    def splitting(x, t):
+        first, *rest = x
+        return (first,)
+
+    for function, what in ((importing, "import"), (splitting, r"a, \*rest = \.\.\.")):
+        with pytest.raises(UserFunctionError, match=f"{function.__name__}: {what} cannot be used in it"):
+            td.drift(function).at([[1.0]])

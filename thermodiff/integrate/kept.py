@@ -52,6 +52,8 @@ class Kept:
                 raise ValueError(f"out must have shape {shape}, got {getattr(out, 'shape', None)}.")
             if np.dtype(out.dtype).kind != "f":
                 raise TypeError(f"out must hold floating-point numbers, got {out.dtype}.")
+            if isinstance(out, np.ndarray) and not out.flags.writeable:
+                raise ValueError('out is read-only; pass an array that can be written to (a memory map with mode="r+").')
             states = out
         elif reduce is None:
             states = np.empty(shape)

@@ -64,10 +64,10 @@ class Moments:
 
     def result(self, total: Any) -> dict[str, Any]:
         n, mean, spread = total
-        return {"n": n, "mean": mean, "covariance": spread / max(n - 1, 1), "mean_error": self._error(n, spread)}
-
-    def _error(self, n: int, spread: FloatArray) -> FloatArray:
-        return np.sqrt(np.diagonal(spread, axis1=1, axis2=2) / max(n - 1, 1) / n)
+        # Of a single path neither is known.
+        covariance = spread / (n - 1) if n > 1 else np.full_like(spread, np.nan)
+        error = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2) / n)
+        return {"n": n, "mean": mean, "covariance": covariance, "mean_error": error}
 
     def __repr__(self) -> str:
         return "Moments()"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import warnings
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -55,11 +56,13 @@ class Grid:
         """Each interval in ceil(interval / dt - 1e-9) equal steps; a single number means [0, times]."""
         dt = above("dt", dt, 0.0, "it is the longest step")
         try:
-            asked = np.asarray(times, dtype=np.float64)
+            asked = np.zeros(0) if isinstance(times, str | bytes) else np.asarray(times, dtype=np.float64)
         except (TypeError, ValueError):
             asked = np.zeros(0)
         if asked.ndim == 0:
             asked = np.array([0.0, float(asked)])
+        if asked.ndim == 1 and asked.size == 2 and np.ndim(times) == 0 and not asked[1] > 0.0:
+            raise ValueError(f"times: a number t means [0, t] and must be positive, got {times!r:.80}.")
         if asked.ndim != 1 or asked.size < 2 or not np.all(np.isfinite(asked)) or not np.all(np.diff(asked) > 0.0):
             raise ValueError(f"times must be at least two finite, increasing numbers, got {times!r:.80}.")
         wanted = np.maximum(np.ceil(np.diff(asked) / dt - 1e-9), 1.0)
@@ -114,8 +117,9 @@ def simulate(
     rng : int, SeedSequence, Generator or None
         Fixes the noise: the normal of (path, step, coordinate) depends on nothing else.
     heat : bool
-        Also keep the heat Q given to the bath along each path, the integral of f . dx (Stratonovich): of second order for a
-        force that is a gradient, of first order otherwise (it misses the area enclosed within a step).
+        Also keep the heat Q given to the bath along each path, the integral of f . dx (Stratonovich), f being the force on
+        an overdamped particle of mobility 1: of second order for a force that is a gradient, of first order otherwise (it
+        misses the area enclosed within a step), and of order 1/2 where the force jumps.
     work : bool
         Also keep the work W done on each path by what changes the potential in time, the integral of dU/dt at fixed x: of
         second order, and zero for a potential that rests.  The energy changes by W - Q.
@@ -148,8 +152,10 @@ def simulate(
     x0, grid = points("x0", x0, process.dim), Grid.of(times, dt, process.dim)
     _require_inside(process, x0)
     rule = _method(process, method)
-    if heat and rule == "exact":
-        raise ValueError('heat=True needs the steps of a path; pass method="heun".')
+    if rule in ("milstein", "weak2"):
+        _require_own_noise(process, x0[0], float(grid.times[0]), rule)
+    if heat:
+        _check_heat(process, rule)
     if work:
         process.energy()
     choice("on_divergence", on_divergence, ("raise", "mark"))
@@ -219,6 +225,37 @@ def _method(process: Langevin, method: str | None) -> str:
     if not process.state_dependent:
         return {"milstein": "euler", "weak2": "heun"}.get(method, method)
     return method
+
+
+def _require_own_noise(process: Langevin, x: FloatArray, t: float, method: str) -> None:
+    """Refuse a D_i that changes with another coordinate, near a start: these rules would converge to something else."""
+    if process.dim == 1:
+        return
+    moved = x + np.vstack([np.zeros(process.dim), np.diag(0.1 * (1.0 + np.abs(x)))])
+    level = process.diffusivity.at(moved, t, process.diffusivity_params)[:, : process.dim]
+    changed = np.isfinite(level[1:]) & (level[1:] != level[0]) & ~np.eye(process.dim, dtype=bool)
+    if changed.any():
+        j, i = np.argwhere(changed)[0]
+        raise ValueError(
+            f'method="{method}" is for a diffusivity whose D_i depends on x_i only, and here D_{i} changes with x_{j}; '
+            'use "heun" or "euler".'
+        )
+
+
+def _check_heat(process: Langevin, method: str) -> None:
+    """Refuse exact steps, and warn of coordinates that have no bath."""
+    if method == "exact":
+        raise ValueError('heat=True needs the steps of a path; pass method="heun".')
+    if process.state_dependent or callable(process.diffusivity) or process.noiseless:
+        return
+    still = np.flatnonzero(~process.mix(np.zeros(1))[0].any(axis=1))
+    if still.size:
+        warnings.warn(
+            f"heat=True takes the drift as the force on an overdamped particle (mobility 1), and coordinates "
+            f"{', '.join(map(str, still[:6]))} have no noise, as positions in underdamped dynamics, whose heat this is not.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True)
@@ -317,9 +354,10 @@ def _raise_divergence(run: _Run, x0: FloatArray, lost: npt.NDArray[np.bool_]) ->
         earliest = min(earliest, _first_bad_time(run, int(block), x0[first : min(first + LANES, lost.size)], earliest))
     which = f"{len(x0)} paths" if lost.size == len(x0) else f"the {lost.size} paths that were run, of {len(x0)},"
     among = "" if len(blocks) <= MOST_RERUN else f" among paths 0 ... {LANES * (int(blocks[MOST_RERUN - 1]) + 1) - 1}"
+    cure = "ask for earlier times" if run.rule == EXACT else "use a smaller dt"
     raise DivergenceError(
         f"{int(lost.sum())} of {which} left the finite numbers, the first{among} at t = {earliest:.6g} "
-        f'(key {int(run.key[0])}, {int(run.key[1])}); use a smaller dt, or on_divergence="mark" to go on without them.'
+        f'(key {int(run.key[0])}, {int(run.key[1])}); {cure}, or on_divergence="mark" to go on without them.'
     )
 
 

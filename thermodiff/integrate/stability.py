@@ -19,6 +19,9 @@ MOST_TIMES = 8
 LARGEST = 1.0
 """Of h times the rate of the drift, at most paths; at a single one twice that, where Euler's rule turns unstable."""
 _SQUARINGS = 5
+MOST_JACOBIAN = 64
+"""Coordinates up to which whole Jacobians are made."""
+_ROUNDS = 24
 
 
 def sampled(count: int, most: int) -> npt.NDArray[np.intp]:
@@ -63,10 +66,13 @@ def step_rate(process: Langevin, x: FloatArray, t: float, h: float) -> float:
             return 0.0
         reach = np.sqrt(np.mean((h * slope) ** 2, axis=0)) + np.sqrt(h) * _noise_width(process, x, t)
         reach = np.where(np.isfinite(reach) & (reach > 0.0), reach, 1e-6 * (1.0 + np.abs(x).max(axis=0)))
-        moved = (x[:, None] + reach * np.eye(dim)).reshape(n * dim, dim)
-        # Entry [n, j, i] is the derivative of f_i by x_j.
-        jacobian = (process.force(moved, t).reshape(n, dim, dim) - slope[:, None]) / reach[:, None]
-        radius = h * _spectral_radius(jacobian)
+        if dim > MOST_JACOBIAN:
+            radius = h * _growth(process, x, t, slope, reach)
+        else:
+            moved = (x[:, None] + reach * np.eye(dim)).reshape(n * dim, dim)
+            # Entry [n, j, i] is the derivative of f_i by x_j.
+            jacobian = (process.force(moved, t).reshape(n, dim, dim) - slope[:, None]) / reach[:, None]
+            radius = h * _spectral_radius(jacobian)
     radius = radius[np.isfinite(radius)]
     return max(float(np.median(radius)), 0.5 * float(radius.max())) if radius.size else 0.0
 
@@ -77,6 +83,19 @@ def _noise_width(process: Langevin, x: FloatArray, t: float) -> FloatArray:
         diffusivity = process.diffusivity.at(x, t, process.diffusivity_params)[:, : process.dim]
         return np.sqrt(np.mean(2.0 * diffusivity, axis=0))
     return np.linalg.norm(process.mix(np.array([t]))[0], axis=1)
+
+
+def _growth(process: Langevin, x: FloatArray, t: float, slope: FloatArray, reach: FloatArray) -> FloatArray:
+    """The spectral radius of the Jacobians at x (n, d) from below and nearly, by powers of them on one vector each."""
+    vector = np.random.default_rng(0).standard_normal(x.shape)
+    logarithm = np.zeros(len(x))
+    for k in range(_ROUNDS):
+        vector /= np.abs(vector / reach).max(axis=1, keepdims=True)
+        image = process.force(x + vector, t) - slope
+        if k >= _ROUNDS // 2:
+            logarithm += np.log(np.linalg.norm(image, axis=1) / np.linalg.norm(vector, axis=1))
+        vector = image
+    return np.exp(logarithm / (_ROUNDS - _ROUNDS // 2))
 
 
 def _spectral_radius(matrices: FloatArray) -> FloatArray:

@@ -290,6 +290,17 @@ def _prod(numbers):
     return eval(f"lambda numbers: {' * '.join(f'numbers[{i}]' for i in range(len(numbers))) or 1}")
 
 
+def _of_floats(name: str, scalar: Any, arrays: Any) -> Any:
+    """A function of numpy where there are no duals: ``scalar`` of a number, numpy's own of an array."""
+
+    def stub(x):
+        raise NotImplementedError(name)
+
+    stub.__name__ = stub.__qualname__ = name
+    overload(stub, jit_options=OPTIONS)(lambda x: (lambda x: scalar(float(x))) if is_real(x) else (lambda x: arrays(x)))
+    return stub
+
+
 REPLACED = {
     math.exp: exp, math.expm1: expm1, math.exp2: exp2, math.log: log, math.log1p: log1p, math.log2: log2, math.log10: log10,
     math.sqrt: sqrt, math.cbrt: cbrt, math.sin: sin, math.cos: cos, math.tan: tan, math.sinh: sinh, math.cosh: cosh,
@@ -319,8 +330,9 @@ REPLACED = {
 PLAIN = {
     math.exp: elementary.exp, math.expm1: elementary.expm1, math.log: log, math.sin: _sin, math.cos: _cos,
     math.tanh: elementary.tanh, math.sqrt: np.sqrt,
-    np.exp: elementary.exp, np.expm1: elementary.expm1, np.log: elementary.log, np.sin: _sin, np.cos: _cos,
-    np.tanh: elementary.tanh,
+    np.exp: _of_floats("exp", elementary.exp, np.exp), np.expm1: _of_floats("expm1", elementary.expm1, np.expm1),
+    np.log: _of_floats("log", elementary.log, np.log), np.tanh: _of_floats("tanh", elementary.tanh, np.tanh),
+    np.sin: _of_floats("sin", _sin, np.sin), np.cos: _of_floats("cos", _cos, np.cos),
     math.exp2: np.exp2, math.cbrt: np.cbrt, math.fmod: np.fmod, math.hypot: plain_hypot, math.dist: dist, math.prod: prod,
     np.heaviside: heaviside, np.where: where, np.clip: clip,
 }  # fmt: skip

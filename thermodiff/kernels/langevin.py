@@ -25,7 +25,6 @@ from thermodiff.kernels.jit import (
     LANES,
     field_pointer,
     field_signature,
-    inline,
     integers,
     kernel,
     matrix,
@@ -34,7 +33,6 @@ from thermodiff.kernels.jit import (
     vector,
     words,
 )
-from thermodiff.kernels.march import rk4
 from thermodiff.kernels.philox import PATH, fill_rows
 
 EULER, HEUN, MILSTEIN, WEAK2, RK4 = range(5)
@@ -66,110 +64,6 @@ def _mixed(mix, root, z, kick):
 
 
 @subroutine
-def _euler(field, x, rows, params, h, kick, work):
-    """x + h f + kick."""
-    field(x, rows[0], params, work[0])
-    for i in range(x.shape[0]):
-        target, slope, noise = x[i], work[0, i], kick[i]
-        for lane in range(LANES):
-            target[lane] += h * slope[lane] + noise[lane]
-
-
-@subroutine
-def _heun(field, x, rows, params, h, kick, work):
-    """The mean of the slopes at both ends, with the same noise in the predictor."""
-    field(x, rows[0], params, work[0])
-    for i in range(x.shape[0]):
-        source, slope, noise, target = x[i], work[0, i], kick[i], work[1, i]
-        for lane in range(LANES):
-            target[lane] = source[lane] + h * slope[lane] + noise[lane]
-    field(work[1], rows[2], params, work[2])
-    for i in range(x.shape[0]):
-        target, one, two, noise = x[i], work[0, i], work[2, i], kick[i]
-        for lane in range(LANES):
-            target[lane] += 0.5 * h * (one[lane] + two[lane]) + noise[lane]
-
-
-@inline
-def _ito(slope, spread, twist, dim):
-    """Make the drift Ito's: slope_i += twist dD_i/dx_i."""
-    if twist != 0.0:
-        for i in range(dim):
-            target, change = slope[i], spread[dim + i]
-            for lane in range(LANES):
-                target[lane] += twist * change[lane]
-
-
-@subroutine
-def _milstein(field, noise, x, rows, params, noise_params, h, twist, z, order, work, spread):
-    """Euler (``order`` 0) or Milstein (``order`` 1) for noise that depends on the state."""
-    dim = x.shape[0]
-    field(x, rows[0], params, work[0])
-    noise(x, rows[0], noise_params, spread)
-    _ito(work[0], spread, twist, dim)
-    for i in range(dim):
-        target, slope, normal, level, change = x[i], work[0, i], z[i], spread[i], spread[dim + i]
-        for lane in range(LANES):
-            kick = np.sqrt(2.0 * h * level[lane]) * normal[lane]
-            correction = 0.5 * h * change[lane] * (normal[lane] * normal[lane] - 1.0)
-            target[lane] += h * slope[lane] + kick + order * correction
-
-
-@subroutine
-def _stratonovich_heun(field, noise, x, rows, params, noise_params, h, twist, z, work, spread, other):
-    """Heun's rule, which converges to Stratonovich's meaning: its drift is f + (twist - 1/2) D'."""
-    dim = x.shape[0]
-    field(x, rows[0], params, work[0])
-    noise(x, rows[0], noise_params, spread)
-    _ito(work[0], spread, twist - 0.5, dim)
-    for i in range(dim):
-        source, slope, normal, level, target = x[i], work[0, i], z[i], spread[i], work[1, i]
-        for lane in range(LANES):
-            target[lane] = source[lane] + h * slope[lane] + np.sqrt(2.0 * h * level[lane]) * normal[lane]
-    field(work[1], rows[2], params, work[2])
-    noise(work[1], rows[2], noise_params, other)
-    _ito(work[2], other, twist - 0.5, dim)
-    for i in range(dim):
-        target, one, two, normal, level, last = x[i], work[0, i], work[2, i], z[i], spread[i], other[i]
-        for lane in range(LANES):
-            kick = 0.5 * (np.sqrt(2.0 * h * level[lane]) + np.sqrt(2.0 * h * last[lane])) * normal[lane]
-            target[lane] += 0.5 * h * (one[lane] + two[lane]) + kick
-
-
-@subroutine
-def _platen(field, noise, x, rows, params, noise_params, h, twist, z, work, spread, other):
-    """Weak order 2 for D_i(x_i, t): trapezoidal drift, and the noise averaged over x + h f +- sqrt(2 D h)."""
-    dim = x.shape[0]
-    field(x, rows[0], params, work[0])
-    noise(x, rows[0], noise_params, spread)
-    _ito(work[0], spread, twist, dim)
-    for i in range(dim):
-        source, slope, normal, level = x[i], work[0, i], z[i], spread[i]
-        predicted, above, below = work[1, i], work[3, i], work[4, i]
-        for lane in range(LANES):
-            width = np.sqrt(2.0 * h * level[lane])
-            middle = source[lane] + h * slope[lane]
-            predicted[lane] = middle + width * normal[lane]
-            above[lane] = middle + width
-            below[lane] = middle - width
-    field(work[1], rows[2], params, work[2])
-    noise(work[1], rows[2], noise_params, other)
-    _ito(work[2], other, twist, dim)
-    for i in range(dim):
-        target, one, two, normal, level = x[i], work[0, i], work[2, i], z[i], spread[i]
-        for lane in range(LANES):
-            target[lane] += 0.5 * h * (one[lane] + two[lane]) + 0.5 * np.sqrt(2.0 * h * level[lane]) * normal[lane]
-    for sign in range(2):
-        noise(work[3 + sign], rows[2], noise_params, other)
-        swing = 0.25 if sign == 0 else -0.25
-        for i in range(dim):
-            target, normal, level = x[i], z[i], other[i]
-            for lane in range(LANES):
-                square = normal[lane] * normal[lane] - 1.0
-                target[lane] += np.sqrt(2.0 * h * level[lane]) * (0.25 * normal[lane] + swing * square)
-
-
-@subroutine
 def _wrap(x, walls):
     """Carry periodic coordinates back into their intervals; ``walls[i]`` = (kind, low, high)."""
     for i in range(x.shape[0]):
@@ -184,25 +78,187 @@ def _wrap(x, walls):
 
 
 @subroutine
-def _reflect(x, walls):
-    """Fold coordinates with reflecting walls back into their intervals."""
+def _reflect(x, walls, sides):
+    """Fold coordinates with reflecting walls back between them; ``sides`` is -1 where an image in a mirror was folded."""
     for i in range(x.shape[0]):
-        if int(walls[i, 0]) == REFLECTING:
-            low, high, row = walls[i, 1], walls[i, 2], x[i]
-            length = high - low
+        if int(walls[i, 0]) != REFLECTING:
+            continue
+        low, high, row, side = walls[i, 1], walls[i, 2], x[i], sides[i]
+        length = high - low
+        if np.isfinite(length):
             for lane in range(LANES):
                 place = row[lane] - low
                 place -= 2.0 * length * np.floor(place / (2.0 * length))
+                side[lane] = -1.0 if place > length else 1.0
                 place = low + (2.0 * length - place if place > length else place)
                 place = low if place < low else place
                 row[lane] = high if place > high else place
+        else:
+            # A single wall, which the half-line lies above or below.
+            wall, up = (low, 1.0) if np.isfinite(low) else (high, -1.0)
+            for lane in range(LANES):
+                beyond = up * (row[lane] - wall)
+                side[lane] = -1.0 if beyond < 0.0 else 1.0
+                row[lane] = wall + up * abs(beyond)
 
 
 @subroutine
-def _add_heat(field, old, x, rows, params, work, heat):
+def _evaluate(field, x, row, params, out, walls, sides):
+    """A drift at points that may have left the walls, of which there are none where ``sides`` is empty; x is carried back.
+
+    Behind a mirror the drift is that of the image, turned round: dynamics on the unfolded line, symmetric about the walls,
+    fold to those between them.  This keeps the second order of Heun's rule.
+    """
+    if sides.size > 0:
+        _reflect(x, walls, sides)
+        _wrap(x, walls)
+    field(x, row, params, out)
+    if sides.size > 0:
+        _turn(out, walls, sides)
+
+
+@subroutine
+def _turn(slope, walls, sides):
+    """Turn the drift of images in a mirror round."""
+    for i in range(sides.shape[0]):
+        if int(walls[i, 0]) == REFLECTING:
+            target, side = slope[i], sides[i]
+            for lane in range(LANES):
+                target[lane] *= side[lane]
+
+
+@subroutine
+def _euler(field, x, rows, params, h, kick, work):
+    """x + h f + kick."""
+    field(x, rows[0], params, work[0])
+    for i in range(x.shape[0]):
+        target, slope, noise = x[i], work[0, i], kick[i]
+        for lane in range(LANES):
+            target[lane] += h * slope[lane] + noise[lane]
+
+
+@subroutine
+def _heun(field, x, rows, params, h, kick, work, walls, sides):
+    """The mean of the slopes at both ends, with the same noise in the predictor."""
+    field(x, rows[0], params, work[0])
+    for i in range(x.shape[0]):
+        source, slope, noise, target = x[i], work[0, i], kick[i], work[1, i]
+        for lane in range(LANES):
+            target[lane] = source[lane] + h * slope[lane] + noise[lane]
+    _evaluate(field, work[1], rows[2], params, work[2], walls, sides)
+    for i in range(x.shape[0]):
+        target, one, two, noise = x[i], work[0, i], work[2, i], kick[i]
+        for lane in range(LANES):
+            target[lane] += 0.5 * h * (one[lane] + two[lane]) + noise[lane]
+
+
+@subroutine
+def _drift_and_noise(field, noise, x, row, params, noise_params, twist, slope, spread, walls, sides):
+    """`_evaluate`, with the noise; the drift is made Ito's: slope_i += twist dD_i/dx_i."""
+    if sides.size > 0:
+        _reflect(x, walls, sides)
+        _wrap(x, walls)
+    field(x, row, params, slope)
+    noise(x, row, noise_params, spread)
+    if twist != 0.0:
+        for i in range(x.shape[0]):
+            target, change = slope[i], spread[x.shape[0] + i]
+            for lane in range(LANES):
+                target[lane] += twist * change[lane]
+    if sides.size > 0:
+        _turn(slope, walls, sides)
+
+
+@subroutine
+def _milstein(field, noise, x, rows, params, noise_params, h, twist, z, order, work, spread, walls, sides):
+    """Euler (``order`` 0) or Milstein (``order`` 1) for noise that depends on the state."""
+    dim = x.shape[0]
+    _drift_and_noise(field, noise, x, rows[0], params, noise_params, twist, work[0], spread, walls, sides[:0])
+    for i in range(dim):
+        target, slope, normal, level, change = x[i], work[0, i], z[i], spread[i], spread[dim + i]
+        for lane in range(LANES):
+            kick = np.sqrt(2.0 * h * level[lane]) * normal[lane]
+            correction = 0.5 * h * change[lane] * (normal[lane] * normal[lane] - 1.0)
+            target[lane] += h * slope[lane] + kick + order * correction
+
+
+@subroutine
+def _stratonovich_heun(field, noise, x, rows, params, noise_params, h, twist, z, work, spread, other, walls, sides):
+    """Heun's rule, which converges to Stratonovich's meaning: its drift is f + (twist - 1/2) D'."""
+    dim = x.shape[0]
+    _drift_and_noise(field, noise, x, rows[0], params, noise_params, twist - 0.5, work[0], spread, walls, sides[:0])
+    for i in range(dim):
+        source, slope, normal, level, target = x[i], work[0, i], z[i], spread[i], work[1, i]
+        for lane in range(LANES):
+            target[lane] = source[lane] + h * slope[lane] + np.sqrt(2.0 * h * level[lane]) * normal[lane]
+    _drift_and_noise(field, noise, work[1], rows[2], params, noise_params, twist - 0.5, work[2], other, walls, sides)
+    for i in range(dim):
+        target, one, two, normal, level, last = x[i], work[0, i], work[2, i], z[i], spread[i], other[i]
+        for lane in range(LANES):
+            kick = 0.5 * (np.sqrt(2.0 * h * level[lane]) + np.sqrt(2.0 * h * last[lane])) * normal[lane]
+            target[lane] += 0.5 * h * (one[lane] + two[lane]) + kick
+
+
+@subroutine
+def _platen(field, noise, x, rows, params, noise_params, h, twist, z, work, spread, other, walls, sides):
+    """Weak order 2 for D_i(x_i, t): trapezoidal drift, and the noise averaged over x + h f +- sqrt(2 D h)."""
+    dim = x.shape[0]
+    _drift_and_noise(field, noise, x, rows[0], params, noise_params, twist, work[0], spread, walls, sides[:0])
+    for i in range(dim):
+        source, slope, normal, level = x[i], work[0, i], z[i], spread[i]
+        predicted, above, below = work[1, i], work[3, i], work[4, i]
+        for lane in range(LANES):
+            width = np.sqrt(2.0 * h * level[lane])
+            middle = source[lane] + h * slope[lane]
+            predicted[lane] = middle + width * normal[lane]
+            above[lane] = middle + width
+            below[lane] = middle - width
+    _drift_and_noise(field, noise, work[1], rows[2], params, noise_params, twist, work[2], other, walls, sides)
+    for i in range(dim):
+        target, one, two, normal, level = x[i], work[0, i], work[2, i], z[i], spread[i]
+        for lane in range(LANES):
+            target[lane] += 0.5 * h * (one[lane] + two[lane]) + 0.5 * np.sqrt(2.0 * h * level[lane]) * normal[lane]
+    for sign in range(2):
+        if sides.size > 0:
+            _reflect(work[3 + sign], walls, sides)
+            _wrap(work[3 + sign], walls)
+        noise(work[3 + sign], rows[2], noise_params, other)
+        swing = 0.25 if sign == 0 else -0.25
+        for i in range(dim):
+            target, normal, level = x[i], z[i], other[i]
+            for lane in range(LANES):
+                square = normal[lane] * normal[lane] - 1.0
+                target[lane] += np.sqrt(2.0 * h * level[lane]) * (0.25 * normal[lane] + swing * square)
+
+
+@subroutine
+def _rk4(field, x, rows, params, h, work, walls, sides):
+    """Classical Runge-Kutta between walls; the middle slopes are added up in work[2]."""
+    dim = x.shape[0]
+    field(x, rows[0], params, work[0])
+    for stage in range(3):
+        last, step = work[0] if stage == 0 else work[1], h if stage == 2 else 0.5 * h
+        for i in range(dim):
+            source, slope, target = x[i], last[i], work[4, i]
+            for lane in range(LANES):
+                target[lane] = source[lane] + step * slope[lane]
+        _evaluate(field, work[4], rows[2 if stage == 2 else 1], params, work[1], walls, sides)
+        for i in range(dim):
+            slope, total = work[1, i], work[2, i]
+            for lane in range(LANES):
+                total[lane] = (total[lane] if stage > 0 else 0.0) + (1.0 if stage == 2 else 2.0) * slope[lane]
+    for i in range(dim):
+        target, one, rest = x[i], work[0, i], work[2, i]
+        for lane in range(LANES):
+            target[lane] += h / 6.0 * (one[lane] + rest[lane])
+
+
+@subroutine
+def _add_heat(field, old, x, rows, params, work, heat, walls, confined):
     """heat += the integral of f . dx along the chord, f at mid time, by Gauss's rule of two points.
 
     Its middle alone would leave an error of first order where f is not linear: the mean of dx^4 is of second order.
+    The chord may leave a periodic interval; f is taken where its points are in it.
     """
     for side in range(2):
         share = 0.5 + GAUSS if side == 0 else 0.5 - GAUSS
@@ -210,6 +266,8 @@ def _add_heat(field, old, x, rows, params, work, heat):
             before, after, target = old[i], x[i], work[1, i]
             for lane in range(LANES):
                 target[lane] = before[lane] + share * (after[lane] - before[lane])
+        if confined:
+            _wrap(work[1], walls)
         field(work[1], rows[1], params, work[0])
         for i in range(x.shape[0]):
             before, after, slope = old[i], x[i], work[0, i]
@@ -306,6 +364,7 @@ def langevin(
     confined = False
     for i in range(dim):
         confined = confined or walls[i, 0] > 0.0
+    sides = np.ones((dim if confined else 0, LANES))
     x, z, kick, quad = np.empty((dim, LANES)), np.zeros((dim, LANES)), np.zeros((dim, LANES)), np.empty((4, LANES))
     old, heat, total = np.empty((dim, LANES)), np.zeros(LANES), np.zeros(LANES)
     work, spread, other = np.empty((5, dim, LANES)), np.empty((2 * dim, LANES)), np.empty((2 * dim, LANES))
@@ -315,6 +374,8 @@ def langevin(
         for i in range(dim):
             for lane in range(LANES):
                 x[i, lane] = states[0, i, offset + lane]
+        if confined:
+            _wrap(x, walls)
         for lane in range(LANES):
             heat[lane], total[lane] = 0.0, 0.0
         group, k = -1, step
@@ -333,27 +394,31 @@ def langevin(
                             old[i, lane] = x[i, lane]
                 if kind == STATE:
                     if rule == HEUN:
-                        _stratonovich_heun(field, noise, x, rows, params, noise_params, h, twist, z, work, spread, other)
+                        _stratonovich_heun(
+                            field, noise, x, rows, params, noise_params, h, twist, z, work, spread, other, walls, sides
+                        )
                     elif rule == WEAK2:
-                        _platen(field, noise, x, rows, params, noise_params, h, twist, z, work, spread, other)
+                        _platen(field, noise, x, rows, params, noise_params, h, twist, z, work, spread, other, walls, sides)
                     else:
                         order = 1.0 if rule == MILSTEIN else 0.0
-                        _milstein(field, noise, x, rows, params, noise_params, h, twist, z, order, work, spread)
+                        _milstein(
+                            field, noise, x, rows, params, noise_params, h, twist, z, order, work, spread, walls, sides
+                        )
                 elif rule == RK4:
-                    rk4(field, x, rows, params, h, work)
+                    _rk4(field, x, rows, params, h, work, walls, sides)
                 elif rule == EULER:
                     _euler(field, x, rows, params, h, kick, work)
                 else:
-                    _heun(field, x, rows, params, h, kick, work)
+                    _heun(field, x, rows, params, h, kick, work, walls, sides)
                 # A wall that reflects takes no heat; a chord around a ring must not be cut.
                 if confined:
-                    _reflect(x, walls)
+                    _reflect(x, walls, sides)
                 if heated:
-                    _add_heat(field, old, x, rows, params, work, heat)
-                if worked:
-                    _add_work(energy, old, x, rows, params, work, total)
+                    _add_heat(field, old, x, rows, params, work, heat, walls, confined)
                 if confined:
                     _wrap(x, walls)
+                if worked:
+                    _add_work(energy, old, x, rows, params, work, total)
                 k += 1
             for i in range(dim):
                 for lane in range(LANES):

@@ -21,7 +21,7 @@ import numba
 import numba.cloudpickle
 import numpy as np
 from numba import types
-from numba.core.errors import NumbaError
+from numba.core.errors import NumbaError, UnsupportedBytecodeError
 
 from thermodiff.kernels import dual, functions
 from thermodiff.kernels.jit import FLAGS, LANES, UserKernel, field_signature
@@ -56,21 +56,17 @@ _FILLED = """
 def field(x, row, params, out):
     t, dim = row[0], x.shape[0]
     {unpack}
-    points, slopes = np.full(dim + 2 * MARGIN, np.nan), np.full(dim + 2 * MARGIN, MARK)
-    point, slope = points[MARGIN : MARGIN + dim], slopes[MARGIN : MARGIN + dim]
+    point, slope = np.empty(dim), np.empty(dim)
     for lane in range(LANES):
         for i in range(dim):
             point[i], slope[i] = x[i, lane], 0.0
-        function(point, t, slope{given})
+        try:
+            function(point, t, slope{given})
+        except Exception:
+            slope[:] = np.nan
         for i in range(dim):
             out[i, lane] = slope[i]
-    for i in range(MARGIN):
-        if slopes[i] != MARK or slopes[MARGIN + dim + i] != MARK:
-            out[:] = np.nan
 """
-"""Indices are not checked: reading beyond x gives nan, writing beyond out makes all nan, and both are noticed."""
-
-_MARGIN, _MARK = 64, 0.6180339887498949
 
 
 class UserFunctionError(TypeError):
@@ -89,8 +85,6 @@ def lane_field(function: Callable[..., Any], dim: int, parameters: int, kind: st
     scope: dict[str, Any] = {
         "function": compiled,
         "LANES": LANES,
-        "MARGIN": _MARGIN,
-        "MARK": _MARK,
         "np": np,
         "dual": dual.dual,
     }
@@ -99,7 +93,14 @@ def lane_field(function: Callable[..., Any], dim: int, parameters: int, kind: st
         dispatcher = _made(source, scope)
         if kind != "filled" and _may_raise(dispatcher):
             dispatcher = _made(_guarded(source, 2 * dim if kind == "spread" else 1 if kind == "energy" else dim), scope)
-    except (NumbaError, AttributeError, NotImplementedError, OverflowError, RecursionError) as error:
+    except (
+        NumbaError,
+        UnsupportedBytecodeError,
+        AttributeError,
+        NotImplementedError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         _check_length(function.__name__, compiled, dim, kind)
         raise UserFunctionError(_reason(function.__name__, str(error))) from None
     _check_length(function.__name__, compiled, dim, kind)
@@ -114,7 +115,7 @@ def _made(source: str, scope: dict[str, Any]) -> Any:
 
 
 def _may_raise(dispatcher: Any) -> bool:
-    """Whether the compiled field can end in an error, which no kernel would hear of: an index beyond a tuple's end."""
+    """Whether the compiled field can end in an error, which no kernel would hear of: an index that is out of range."""
     code = dispatcher.inspect_llvm(field_signature.args)
     own = re.search(r"^define [^\n]*5field[^\n]*\{$.*?^\}", code, re.DOTALL | re.MULTILINE)
     return own is None or any(status != "0" for status in re.findall(r"ret i32 (\S+)", own.group()))
@@ -187,7 +188,8 @@ def _compiled(function: Callable[..., Any], replaced: Mapping[Any, Any], *, inli
     closure = tuple(python_types.CellType(_substitute(cell.cell_contents, replaced, outer)) for cell in cells)
     copy = python_types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, closure)
     copy.__kwdefaults__ = function.__kwdefaults__
-    return numba.njit(**_OPTIONS, forceinline=inlined)(copy)
+    # An index beyond an array, of a table of the user's say, would read what happens to stand there.
+    return numba.njit(**_OPTIONS, forceinline=inlined, boundscheck=True)(copy)
 
 
 def fingerprint(value: Any, seen: tuple[Any, ...] = ()) -> str:
@@ -283,6 +285,10 @@ def _reason(name: str, text: str) -> str:
     found = re.search(r"name '(\w+)' is not defined|Untyped global name '(\w+)'", text)
     if found:
         return f"{name}: the name {found.group(1) or found.group(2)!r} is not defined, or not a number or function."
+    found = re.search(r"Use of unsupported opcode \((\w+)\)", text)
+    if found:
+        what = {"IMPORT_NAME": "import", "UNPACK_EX": "a, *rest = ...", "STORE_GLOBAL": "global", "DELETE_FAST": "del"}
+        return f"{name}: {what.get(found.group(1), found.group(1))} cannot be used in it; {_USE}."
     if "unify return type" in text:
         return f"{name}: every return must give the same, a tuple of d numbers (a potential: one number)."
     if "wrong tuple length" in text:

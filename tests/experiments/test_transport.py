@@ -1,5 +1,11 @@
 """The transport experiment in small."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 
@@ -73,3 +79,41 @@ def test_a_curve_is_the_mean_over_seeds_with_its_error() -> None:
 def test_published_curves_have_a_value_for_each_epoch() -> None:
     assert set(transport.PUBLISHED) == {(s, d) for s in transport.SCHEDULES for d in transport.DIMS}
     assert {len(values) for values in transport.PUBLISHED.values()} == {len(transport.EPOCHS)}
+
+
+def test_under_sl_the_published_window_ends_earlier(tmp_path) -> None:
+    """The published sum has no time between 98 / 99 and 1, where the rate of a control that does not vanish diverges."""
+    run = Run(3, "SL", 50, 0)
+    record = transport.measure(run, Store(tmp_path, transport.settings(plain=False)))
+    assert 0.0 < record["neural, published window"]["value"] <= record["neural"]["value"] + 4.0 * record["neural"]["error"]
+
+
+PROGRAM = """
+import os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from thermodiff.experiments.transport import _end_with_parent
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 600)
+        time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_workers_end_when_the_experiment_is_killed(tmp_path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    with subprocess.Popen([sys.executable, str(tmp_path / "program.py")], stdout=subprocess.PIPE, text=True) as program:
+        worker = int(program.stdout.readline())
+        program.send_signal(signal.SIGKILL)
+    end = time.monotonic() + 30.0
+    while time.monotonic() < end:
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker goes on")

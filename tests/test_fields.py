@@ -273,6 +273,15 @@ def test_forces_may_be_added_up() -> None:
         np.testing.assert_allclose(pairs.at([[0.0, 1.0, 3.0]] * 300), [[-4.0, -1.0, 5.0]] * 300)
 
 
+def test_out_may_be_changed_in_place_as_a_whole() -> None:
+    @td.drift(fills=True)
+    def added(x, t, out):
+        out += -x
+        out *= 2.0
+
+    np.testing.assert_array_equal(added.at([[1.0, 3.0]] * 300), [[-2.0, -6.0]] * 300)
+
+
 def test_a_filling_drift_may_have_many_coordinates() -> None:
     @td.drift(fills=True)
     def decaying(x, t, out):

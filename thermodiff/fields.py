@@ -14,6 +14,7 @@ import dis
 import inspect
 import io
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -27,6 +28,10 @@ import numpy.typing as npt
 from thermodiff._check import count, finite_number, points
 
 FloatArray = npt.NDArray[np.float64]
+
+
+LONGEST_TRIAL = 1.0
+"""Seconds of calls in plain Python after which a function is tried no further."""
 
 
 class Field:
@@ -210,18 +215,30 @@ class FilledDrift(Drift):
 
     def _try_out(self, dim: int, params: FloatArray) -> None:
         """The same, and whether all of ``out`` is written, which nothing else would tell."""
-        name = list(inspect.signature(self.function).parameters)[2]
+        name, begin = list(inspect.signature(self.function).parameters)[2], time.monotonic()
+        self._require_kept(name)
+        super()._try_out(dim, params)
+        if time.monotonic() - begin < LONGEST_TRIAL:
+            self._warn_of_gaps(name, dim, params)
+
+    def _require_kept(self, name: str) -> None:
+        """Refuse a function that gives the name of ``out`` to something else."""
+        before = None
         for step in dis.get_instructions(self.function):
             stored = step.argval if isinstance(step.argval, tuple) else (step.argval,)
-            if step.opname.startswith("STORE_FAST") and name in stored:
+            # out += x changes the array in place, and then stores it under its name.
+            in_place = before is not None and before.opname == "BINARY_OP" and before.argrepr.endswith("=")
+            if step.opname.startswith("STORE_FAST") and name in stored and not in_place:
                 raise TypeError(
                     f"{self.__name__} gives the name {name} to something else, which fills nothing; write {name}[:] = ... "
                     f"or {name}[i] = ..."
                 )
-        super()._try_out(dim, params)
-        # Where both come back as they were, nothing was written; between even places, forces would cancel.
+            before = step
+
+    def _warn_of_gaps(self, name: str, dim: int, params: FloatArray) -> None:
+        """Warn of entries that are never written: those which come back as they were given, twice."""
         outs = np.zeros(dim), 0.618 + np.arange(dim)
-        uneven = np.random.default_rng(0).uniform(0.1, 0.4, dim)
+        uneven = np.random.default_rng(0).uniform(0.1, 0.4, dim)  # between even places, forces would cancel
         try:
             with redirect_stdout(io.StringIO()):
                 for out in outs:
@@ -235,7 +252,7 @@ class FilledDrift(Drift):
                 f"{self.__name__} left {which} as given when it was tried at one point; what it does not write is 0. "
                 f"If that is meant, begin with {name}[:] = 0.0.",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
 

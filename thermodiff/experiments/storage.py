@@ -327,21 +327,13 @@ def by_times(model: LearnedDiffusion, times: FloatArray, samples: int, rng: int,
 
 
 def gaussian_part(points: FloatArray, noise: Schedule, window: tuple[float, float]) -> Estimate:
-    """Entropy production of the Gaussian with the moments of points (n, d); nats, error by point to first order.
+    """Entropy production of the Gaussian with the moments of the law of points (n, d); nats, error by point.
 
-    It is the medium plus 1/2 sum_j of ln(alpha^2 e_j + sigma^2) from the data to the noise end, with the eigenvalues e_j
-    of the covariance.
+    The bias that may be left by the moments of n points is in the error; see `thermodiff.learned.gaussian`.
     """
-    mean = points.mean(axis=0)
-    spectrum, columns = np.linalg.eigh(np.cov(points, rowvar=False, bias=True))
-    spectrum, squares, dim = np.maximum(spectrum, 0.0), np.sum(points**2, axis=1), points.shape[1]
-    low, high = (noise.at(edge) for edge in window)
-    spread = [row.alpha**2 * spectrum + row.sigma**2 for row in (low, high)]
-    value = medium_integral(noise, window, squares.mean(), dim) + 0.5 * float(np.sum(np.log(spread[0] / spread[1])))
-    heat = medium_integral(noise, window, 1.0, dim) - medium_integral(noise, window, 0.0, dim)
-    slopes = 0.5 * (low.alpha**2 / spread[0] - high.alpha**2 / spread[1])
-    influence = heat * squares + ((points - mean) @ columns) ** 2 @ slopes
-    return Estimate(value, standard_error(influence, None))
+    from thermodiff.learned.gaussian import gaussian_production
+
+    return gaussian_production(points, noise, window).estimate
 
 
 def memorising_total(points: FloatArray, noise: Schedule, window: tuple[float, float]) -> float:

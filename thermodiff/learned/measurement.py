@@ -18,6 +18,7 @@ from thermodiff.accounting import Estimate, Ledger, account
 from thermodiff.accounting.ledger import standard_error
 from thermodiff.densities import Density, PointCloud, Samples
 from thermodiff.diffusion import Diffusion, medium_integral
+from thermodiff.learned.gaussian import gaussian_production
 from thermodiff.learned.model import LearnedDiffusion
 from thermodiff.schedules import Schedule
 
@@ -95,7 +96,7 @@ def measure(
     model : LearnedDiffusion
     held_out : array, Samples or Images, optional
         Data that the network was not trained on; ``model.data`` is then taken as the training data, and the memorising
-        law is measured too.
+        law is measured too.  In the shape of the model's samples, or flattened, (n, d).
     nodes : int
         At least 4; half of them serve the statement of convergence, at half the cost.
     samples : int, optional
@@ -125,13 +126,20 @@ def measure(
     if held_out is not None:
         if not isinstance(model.data, Samples):
             raise TypeError("held_out needs a model of training data (an array, Samples or Images), got one of a density.")
-        unseen = LearnedDiffusion(
-            model.net, held_out, model.noise, predicts=model.predicts, batch=model.field.batch, shape=model.shape
-        )
+        unseen = _unseen(model, held_out)
         options["lam"] = ledger.window
         other = account(unseen, nodes=nodes, samples=_draws(unseen, samples), **options)
         memorising = memorising_ledger(model.data, model.noise, ledger.window, nodes, _draws(model, samples), rng)
     return Measurement(ledger, coarse, _convergence(model, ledger, coarse), gaussian, remainder, other, memorising)
+
+
+def _unseen(model: LearnedDiffusion, held_out: Any) -> LearnedDiffusion:
+    """The same network on other data."""
+    options: dict[str, Any] = {"predicts": model.predicts, "batch": model.field.batch, "shape": model.shape}
+    try:
+        return LearnedDiffusion(model.net, held_out, model.noise, **options)
+    except ValueError as error:
+        raise ValueError(f"held_out: {error}") from None
 
 
 def _convergence(model: LearnedDiffusion, fine: Ledger, coarse: Ledger) -> dict[str, Estimate]:
@@ -184,30 +192,25 @@ def information_gap(law: Density, noise: Schedule, window: tuple[float, float]) 
 def gaussian_part(model: LearnedDiffusion, ledger: Ledger) -> tuple[Estimate, Estimate]:
     """Entropy production in the window of the Gaussian of the data's moments, and S_NN less that; nats.
 
-    With eigenvalues e_j of the covariance and M = E|x_0|^2 it is the medium plus 1/2 sum_j of ln(alpha^2 e_j + sigma^2)
-    from the data to the noise end.  For samples both have errors by data point, to first order (the delta method): the
-    Gaussian part is that of all points, however few of them the ledger drew from.  With fewer points than dimensions the
-    covariance is that of the points, not of their law.
+    For samples it is that of the law of all points, however few of them the ledger drew from, without the bias of order
+    1 / n of the moments of n points; see `gaussian_production`.  Both then have errors by data point, with the bias that
+    may be left added.
     """
     window, noise, data = ledger.window, model.noise, model.data
-    centre = data.mean()
-    spectrum, columns = np.linalg.eigh(data.covariance())
-    spectrum = np.maximum(spectrum, 0.0)
-    low, high = (noise.at(edge) for edge in window)
-    spread = [row.alpha**2 * spectrum + row.sigma**2 for row in (low, high)]
-    second = float(np.sum(spectrum) + centre @ centre)
-    value = medium_integral(noise, window, second, model.dim) + 0.5 * float(np.sum(np.log(spread[0] / spread[1])))
-    neural = ledger.samples["neural"]
+    total = ledger.total("neural")
     if isinstance(data, Density):
-        total = ledger.total("neural")
+        low, high = (noise.at(edge) for edge in window)
+        centre, covariance = data.mean(), data.covariance()
+        spectrum = np.maximum(np.linalg.eigvalsh(covariance), 0.0)
+        spread = [row.alpha**2 * spectrum + row.sigma**2 for row in (low, high)]
+        second = float(np.sum(spectrum) + centre @ centre)
+        value = medium_integral(noise, window, second, model.dim) + 0.5 * float(np.sum(np.log(spread[0] / spread[1])))
         return Estimate(value, 0.0), Estimate(total.value - value, total.error)
-    heat = medium_integral(noise, window, 1.0, model.dim) - medium_integral(noise, window, 0.0, model.dim)
-    slopes = 0.5 * (low.alpha**2 / spread[0] - high.alpha**2 / spread[1])
-    turned = (data.points - centre) @ columns
-    influence = heat * (np.sum(data.points**2, axis=1) - second) + (turned**2 - spectrum) @ slopes
+    found = gaussian_production(data.points, noise, window)
+    neural = ledger.samples["neural"]
     order = data.order(np.array(ledger.key, dtype=np.uint32), neural.size)
-    rest = Estimate(ledger.total("neural").value - value, _error_less(neural, order, influence))
-    return Estimate(value, standard_error(influence, None)), rest
+    error = float(np.hypot(_error_less(neural, order, found.influence), found.bias))
+    return found.estimate, Estimate(total.value - found.value, error)
 
 
 def _error_less(draws: FloatArray, order: npt.NDArray[np.intp], influence: FloatArray) -> float:

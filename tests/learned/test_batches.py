@@ -22,6 +22,7 @@ from thermodiff.learned.batches import (
     time_rows,
 )
 from thermodiff.learned.images import Images
+from thermodiff.learned.model import LearnedDiffusion
 from thermodiff.schedules import VE, VP, Cosine, Schedule, StraightLine, SubVP
 
 SCHEDULES = [VP(), VP(scale=0.1), StraightLine(scale=0.1), VE(), SubVP(), Cosine(scale=2.0)]
@@ -184,7 +185,7 @@ def test_source_of_bfloat16(shape: tuple[int, ...]) -> None:
         (np.full((2, 1, 2, 2), 1e300), "data: 8 values exceed the range of float32"),
         (np.ones((2, 1, 2, 2), dtype=np.uint8), "of type uint8, whose scale is not said; pass Images"),
         (torch.ones(2, 1, 2, 2, dtype=torch.int64), "of type int64, whose scale is not said; pass Images"),
-        (TensorDataset(torch.ones(2, 1, 2, 2)), r"data is a torch dataset, TensorDataset; wrap it as Images\(dataset\)"),
+        (TensorDataset(torch.ones(2, 1, 2, 2, dtype=torch.uint8)), r"the images are of type uint8, whose scale is not said"),
         (Images(np.zeros((2, 1, 2, 2)))[:0], r"data is empty, Images\(0 of 1x2x2\)"),
         ("mixture", "data must"),
     ],
@@ -331,3 +332,14 @@ def test_fingerprints_tell_data_apart() -> None:
     prints = [Source(data).fingerprint() for data in sources]
     assert len(set(prints)) == len(prints)
     assert prints == [Source(data).fingerprint() for data in sources]
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (6, 1, 2, 2)])
+def test_torch_datasets_are_the_data_that_they_hold(shape: tuple[int, ...]) -> None:
+    """As for LearnedDiffusion; labels are left out."""
+    values = torch.arange(float(np.prod(shape))).reshape(shape)
+    for data in (TensorDataset(values), TensorDataset(values, torch.arange(6))):
+        assert Source(data).fingerprint() == Source(values).fingerprint()
+        model = LearnedDiffusion(lambda x, t: x, data, VP())
+        assert model.shape == shape[1:]
+        np.testing.assert_array_equal(model.data.points, values.reshape(6, -1))

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from thermodiff import account
 from thermodiff.learned.caller import Caller
 from thermodiff.learned.images import Images
+from thermodiff.learned.model import LearnedDiffusion
 from thermodiff.learned.networks import ControlMLP, EntropyMLP
 from thermodiff.learned.parallel import Processes
 from thermodiff.learned.preconditioned import Preconditioned
@@ -98,6 +100,58 @@ def test_a_conditional_network_learns_its_labels():
     with torch.no_grad():
         black, white = (net(x, t, torch.tensor([k])).mean().item() for k in (0, 1))
     assert white > black + 0.1
+
+
+class Plain(nn.Module):
+    """Takes x and t as they come, in the type of its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.seen = nn.Linear(3, 2), set()
+
+    def forward(self, x, t):
+        self.seen.add((x.dtype, t.dtype))
+        return self.layer(torch.cat([x, t[:, None]], 1))
+
+
+def test_a_float64_module_trains():
+    """As the float32 one does, and is measured as it is."""
+    data, losses = np.random.default_rng(0).normal(size=(200, 2)) * [1.0, 0.3], {}
+    for kind in (torch.float32, torch.float64):
+        net, seen = Plain().to(kind), []
+        train(
+            net,
+            data,
+            VP(),
+            steps=30,
+            batch=64,
+            rng=0,
+            lam=(-6.0, 5.0),
+            metrics=lambda step, loss, seen=seen: seen.append(loss),
+        )
+        assert net.seen == {(kind, kind)}
+        assert net.layer.weight.dtype == kind
+        losses[kind] = seen
+    np.testing.assert_allclose(losses[torch.float64], losses[torch.float32], rtol=1e-3)
+    assert losses[torch.float64] != losses[torch.float32]
+    ledger = account(LearnedDiffusion(net, data, VP()), nodes=4, samples=100, lam=(-6.0, 5.0), rng=0)
+    assert np.isfinite(ledger.total("neural").value)
+
+
+@pytest.mark.parametrize("build", [ControlMLP, EntropyMLP])
+def test_our_networks_train_in_float64(build):
+    data = np.random.default_rng(0).normal(size=(200, 2))
+    net = train(build(2, rng=0).double(), data, VP(), steps=3, batch=32, rng=0, lam=(-6.0, 5.0))
+    assert {weight.dtype for weight in net.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_weights_of_few_digits_are_refused(kind):
+    with pytest.raises(
+        ValueError, match=r"the weight layer.weight has type b?float16, train keeps weights in float32 .*'bf16'"
+    ):
+        train(Plain().to(kind), np.eye(2), VP(), lam=(-4.0, 4.0))
 
 
 @pytest.mark.slow

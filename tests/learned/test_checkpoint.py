@@ -12,6 +12,7 @@ from thermodiff.densities import Gaussian
 from thermodiff.learned.checkpoint import load_weights, save_weights
 from thermodiff.learned.model import LearnedDiffusion
 from thermodiff.learned.networks import ControlMLP, EntropyMLP
+from thermodiff.learned.training import train
 from thermodiff.schedules import VP, Cosine, StraightLine
 
 
@@ -158,3 +159,33 @@ def test_an_unknown_prediction_is_refused(tmp_path: Path, given: object) -> None
         ValueError, match=r"mix.json says predicts=.*, needed is one of entropy, score, .*; save the weights"
     ):
         load_weights(ControlMLP(2, width=8), tmp_path / "mix")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".json", ".state.safetensors"])
+def test_paths_that_cannot_be_written_are_refused_before_training(tmp_path, suffix):
+    """A folder in the place of a file, a path beneath a file, an empty name."""
+    (tmp_path / f"taken{suffix}").mkdir()
+    (tmp_path / "file").write_text("x")
+    heard = []
+    places = {
+        tmp_path / "taken": r"taken' would be written to .*, which is a folder; choose another",
+        tmp_path / "file" / "deep" / "net": r"lies beneath .*file, which is a file; choose another folder",
+        f"{tmp_path}/sub/": r"sub/' has no name; give a path with one, as in '.*sub/net'",
+        "": "checkpoint '' has no name; give a path with one, as in 'net'",
+    }
+    for path, message in places.items():
+        with pytest.raises(ValueError, match=message):
+            train(
+                ControlMLP(2, rng=0),
+                np.eye(2),
+                VP(),
+                checkpoint=path,
+                every=2,
+                steps=2,
+                lam=(-4.0, 4.0),
+                metrics=heard.append,
+            )
+        with pytest.raises(ValueError, match=message):
+            save_weights(ControlMLP(2, rng=0), path)
+    assert heard == []
+    assert not (tmp_path / "sub").exists()

@@ -7,7 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from thermodiff.learned.batches import Batch
+from thermodiff.learned.gradients import Gradients
 from thermodiff.learned.networks import EntropyMLP
+from thermodiff.learned.optimiser import Optimiser
+from thermodiff.learned.parallel import Processes
 from thermodiff.learned.training import train
 from thermodiff.schedules import VP
 
@@ -68,9 +72,32 @@ def test_other_errors_of_a_network_are_told_with_the_call() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x
 
-    with pytest.raises(ValueError, match=r"must return the shape of x, \(32, 2\), got \(32, 1\)"):
+    with pytest.raises(ValueError, match=r"must return a tensor of the shape of x, \(32, 2\), got \(32, 1\)"):
         train(Wrong(1), DATA, VP(), **OPTIONS)
     with pytest.raises(ValueError, match=r"called as net\(x, t\) with x \(32, 2\), t \(32,\), failed: .*takes 2 positional"):
         train(Alone(2), DATA, VP(), **OPTIONS)
+
+    class Pair(Wrong):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.inner(x), x
+
+    with pytest.raises(ValueError, match=r"must return a tensor of the shape of x, \(32, 2\), got tuple"):
+        train(Pair(2), DATA, VP(), **OPTIONS)
+    mixed = Wrong(2)
+    mixed.inner.weight.data = mixed.inner.weight.data.double()
+    mixed.inner.bias.data = mixed.inner.bias.data.float()
     with pytest.raises(ValueError, match=r"called as net\(x, t\) with x \(32, 2\), t \(32,\), failed: .*dtype"):
-        train(Wrong(2).double(), DATA, VP(), **OPTIONS)
+        train(mixed, DATA, VP(), **OPTIONS)
+
+
+def test_several_processes_need_the_same_weights_in_every_step() -> None:
+    """What DistributedDataParallel says is told as a sentence."""
+
+    def loss(batch: Batch) -> torch.Tensor:
+        raise RuntimeError("Your training graph has changed in this iteration, e.g., one parameter is unused in first ...")
+
+    net = nn.Linear(2, 2)
+    gradients = Gradients(Optimiser(net, 1e-3, 0.9, 10), Processes(0, 2))
+    x = torch.zeros(4, 2)
+    with pytest.raises(ValueError, match="uses other weights in this step than in the first, which several processes"):
+        gradients(loss, Batch(x, x, VP().at(0.0), torch.ones(4)))

@@ -168,6 +168,29 @@ def test_errors_of_arguments() -> None:
         measure(Linear(BED.left, BED.gain), Linear(BED.cov), x, y[:, :0].sum(1), lam=None)
 
 
+@pytest.mark.parametrize(("y", "got"), [(None, "NoneType"), (list("ab" * 10), "an array of type <U1")])
+def test_labels_that_are_no_numbers(y: Any, got: str) -> None:
+    with pytest.raises(TypeError, match=f"y must be labels, whole numbers counted from 0, .* got {got}; number the classes"):
+        measure(Linear(BED.left, BED.gain), Linear(BED.cov), BED.draw(20, 3)[0], y)
+    with pytest.raises(ValueError, match="the entries of y have different shapes"):
+        measure(Linear(BED.left, BED.gain), Linear(BED.cov), BED.draw(20, 3)[0], [[1.0], [1.0, 2.0]] * 10)
+
+
+def test_labels_out_of_range_are_told_with_the_call() -> None:
+    class Labelled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(2, 25)
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+            return -x if y is None else -x + 0.0 * self.table(y)
+
+    x, y = BED.draw(20, 3)[0], np.arange(20, dtype=np.uint8) % 4
+    call = r"called as conditional\(x, t, y\) with x \(\d+, 25\), t \(\d+,\) and y \(\d+,\) from 0 to 3, failed: .*range"
+    with pytest.raises(ValueError, match=call):
+        measure(Labelled(), Linear(BED.cov), x, y)
+
+
 def test_a_conditional_network_that_gives_something_else() -> None:
     class Noise(Linear):
         def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:

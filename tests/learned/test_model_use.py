@@ -29,6 +29,7 @@ from thermodiff.diffusion import Diffusion, medium_integral
 from thermodiff.learned.model import LearnedDiffusion
 from thermodiff.learned.networks import ControlMLP
 from thermodiff.learned.predict import PREDICTS
+from thermodiff.learned.training import train
 from thermodiff.schedules import VE, VP, CondOT, Schedule, StraightLine, SubVP
 
 # Networks with large known errors are measured all the same.
@@ -363,6 +364,32 @@ def test_wrong_arguments() -> None:
         LearnedDiffusion(net, [[0.0, np.nan], [1.0, 1.0]], VP())
     with pytest.raises(ValueError, match="divergence='full' is unknown"):
         learned_ledger(net, VP(), divergence="full")
+
+
+@pytest.mark.parametrize("data", [LAW, LAW.sample(20, 0)], ids=["density", "samples"])
+def test_windows_beyond_the_schedule_are_refused(data: Any) -> None:
+    """The network would be asked at t = 1.94; the law itself, whose score is exact, may be."""
+    model = LearnedDiffusion(Peaks(VP()), data, VP())
+    with pytest.raises(ValueError, match=r"the window begins at lam = -30, but VP ends at lam = -8.04968, t = 1"):
+        account(model, lam=(-30.0, 5.0), nodes=4, samples=50)
+    with pytest.raises(ValueError, match="begins at lam = -30"):
+        train(ControlMLP(2, rng=0), data, VP(), lam=(-30.0, 5.0), steps=1)
+    assert account(Diffusion(LAW, VP()), lam=(-30.0, 5.0), nodes=4, samples=50).window == (-30.0, 5.0)
+
+
+def test_images_have_one_shape() -> None:
+    images = np.random.default_rng(0).random((6, 1, 4, 2), dtype=np.float32)
+    with pytest.raises(ValueError, match=r"one sample of the data has shape \(1, 4, 2\), the network takes \(1, 2, 4\)"):
+        LearnedDiffusion(Peaks(VP()), images, VP(), shape=(1, 2, 4))
+    assert LearnedDiffusion(Peaks(VP()), images, VP(), shape=(1, 4, 2)).shape == (1, 4, 2)
+    assert LearnedDiffusion(Peaks(VP()), images.reshape(6, 8), VP(), shape=(1, 4, 2)).shape == (1, 4, 2)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 1, 2, 2)])
+def test_tensors_with_a_gradient_are_data(shape: tuple[int, ...]) -> None:
+    values = torch.arange(24.0).reshape(shape).requires_grad_()
+    model = LearnedDiffusion(Peaks(VP()), values, VP())
+    np.testing.assert_array_equal(model.data.points, np.arange(24.0).reshape(6, -1))
 
 
 def test_a_function_will_do_for_a_module() -> None:

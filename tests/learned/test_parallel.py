@@ -37,10 +37,22 @@ with open(f"{sys.argv[1]}.rank{rank}", "w") as file:  # lines of two processes o
 """
 
 
-def told(path: Path, ranks: int) -> list[dict]:
+UNUSED = PROGRAM.replace(
+    "net = train(ControlMLP(2, width=32, rng=rank)",
+    """
+class Unused(ControlMLP):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.spare, self.frozen = torch.nn.Linear(3, 3), torch.nn.Linear(2, 2).requires_grad_(False)
+
+net = train(Unused(2, width=32, rng=rank)""",
+)
+
+
+def told(path: Path, ranks: int, program: str = PROGRAM) -> list[dict]:
     """What each process tells of its run of the program, in order of rank."""
     file = path.with_suffix(".py")
-    file.write_text(PROGRAM)
+    file.write_text(program)
     start = [sys.executable] if ranks == 1 else [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks),
     ]  # fmt: skip
@@ -63,6 +75,14 @@ def test_two_processes_give_the_losses_and_weights_of_one(tmp_path):
         torch.testing.assert_close(second[name], value, rtol=2e-3, atol=2e-4)
     again = told(tmp_path / "two", 2)  # finished: nothing is left to do
     assert again == [{**entry, "losses": []} for entry in two]
+
+
+def test_weights_that_forward_does_not_use(tmp_path):
+    """One process trains such a module, and so do two."""
+    (one,) = told(tmp_path / "one", 1, UNUSED)
+    two = told(tmp_path / "two", 2, UNUSED)
+    np.testing.assert_allclose(two[0]["losses"], one["losses"], rtol=2e-4)
+    assert two[0]["weights"] == two[1]["weights"]
 
 
 def test_a_batch_that_cannot_be_shared(monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from thermodiff.learned.predict import PREDICTS, ask, dimensionless_score, drift_term, target, tensor_row
+from thermodiff.learned.predict import PREDICTS, ask, check_window, dimensionless_score, drift_term, target, tensor_row
 from thermodiff.schedules import VE, VP, CondOT, Cosine, Row, Schedule, StraightLine, SubVP
 
 SCHEDULES = [VP(), VP(scale=0.1), StraightLine(scale=0.1), VE(), SubVP(), Cosine(scale=2.0), CondOT(scale=0.5)]
@@ -128,3 +128,17 @@ def test_errors_of_a_network_are_named(error: Exception) -> None:
     with pytest.raises(RuntimeError, match=f"the network raised {type(error).__name__}: ") as told:
         ask(broken, "eps", x, Row(*(float(value) for value in VP().at(0.0))))
     assert told.value.__cause__ is error
+
+
+@pytest.mark.parametrize(("noise", "lowest"), [(VP(), -8.05), (VP(scale=0.1), -3.44), (VE(), -7.82), (SubVP(), -8.05)])
+def test_a_window_ends_with_the_schedule(noise, lowest):
+    """A network has been asked at no later time; a rounded end passes."""
+    assert check_window("eps", noise, (lowest - 0.18, 5.0)) == (lowest - 0.18, 5.0)
+    with pytest.raises(ValueError, match=r"begins at lam = -30, but .* ends at lam = -\d\.\d+, t = 1, .* begin at -\d"):
+        check_window("eps", noise, (-30.0, 5.0))
+    assert check_window("edm", noise, (-30.0, 5.0)) == (-30.0, 5.0)
+
+
+@pytest.mark.parametrize("noise", [CondOT(), Cosine(), StraightLine()], ids=lambda noise: noise.name)
+def test_schedules_without_an_end_in_lam_take_any_window(noise):
+    assert check_window("eps", noise, (-30.0, 5.0)) == (-30.0, 5.0)

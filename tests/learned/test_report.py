@@ -62,6 +62,19 @@ def test_lines_of_a_run_that_goes_on(tmp_path):
     assert [json.loads(line)["step"] for line in lines] == [50, 100, 150, 200]
 
 
+def test_losses_of_a_line_that_is_not_full_are_kept(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    told = report(200, file)
+    for step in range(1, 121):
+        told.add(step, torch.tensor(float(step)))
+    assert told.losses == [float(step) for step in range(101, 121)]
+    on = Report(200, 120, lambda step: 0.1 / step, CPU, Processes(), False, file, told.losses)
+    for step in range(121, 201):
+        on.add(step, torch.tensor(float(step)))
+    assert [json.loads(line)["loss"] for line in file.read_text().splitlines()] == [25.5, 75.5, 125.5, 175.5]
+    assert on.losses == []
+
+
 def test_a_file_of_something_else_is_refused_and_kept(tmp_path):
     file = tmp_path / "notes.txt"
     file.write_text("dear diary\nsecond line\n")

@@ -19,7 +19,7 @@ from safetensors.torch import load, load_file, save, save_file
 from torch import nn
 
 import thermodiff
-from thermodiff.learned import resume, training
+from thermodiff.learned import report, resume, training
 from thermodiff.learned.images import Images
 from thermodiff.learned.networks import ControlMLP
 from thermodiff.learned.training import train
@@ -147,6 +147,32 @@ def test_without_rng_the_key_of_the_state_goes_on(tmp_path):
     assert len(losses) == 6
 
 
+def test_lines_of_metrics_are_those_of_a_training_that_was_not_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "LINE", 5)
+    run("control", tmp_path / "whole", metrics=tmp_path / "whole.jsonl")
+    with monkeypatch.context() as killed:
+        killed.setattr(training.State, "save", after(8, training.State.save))
+        with pytest.raises(Stop):
+            run("control", tmp_path / "part", metrics=tmp_path / "part.jsonl")
+    run("control", tmp_path / "part", metrics=tmp_path / "part.jsonl")
+    one, two = (
+        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()] for name in ("whole", "part")
+    )
+    assert [line["step"] for line in one] == [5, 10, 12]
+    assert [{**line, "seconds": 0} for line in one] == [{**line, "seconds": 0} for line in two]
+
+
+def after(last: int, save):
+    """`State.save` that ends the program after step ``last``."""
+
+    def saved(self, net, optimiser, step, losses):
+        save(self, net, optimiser, step, losses)
+        if step == last:
+            raise Stop
+
+    return saved
+
+
 def test_without_every_nothing_is_resumed(tmp_path):
     net = train(CASES["control"][0](), DATA, VP(), steps=2, batch=8, rng=0, lam=(-5.0, 5.0), checkpoint=tmp_path / "net")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["net.json", "net.safetensors"]
@@ -178,6 +204,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
         [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()] for name in ("whole", "killed")
     ]
     assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]] == list(range(50, 401, 50))
+    # A line that was not full at the kill is the mean of all its steps.
+    assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]
 
 
 # What is refused

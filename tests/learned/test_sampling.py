@@ -110,7 +110,7 @@ def cost_of_linear_control(noise: Schedule, variance: float, c: float, window: t
 @pytest.mark.parametrize("c", [0.5, 1.0, 1.2])
 @pytest.mark.parametrize("noise", [VP(), VP(scale=0.8)], ids=lambda noise: noise.name)
 def test_cost_of_a_scaled_control(noise: Schedule, c: float) -> None:
-    law, window = Gaussian([0.0, 0.0], std=0.5), (-8.0, 8.0)
+    law, window = Gaussian([0.0, 0.0], std=0.5), (-7.5, 8.0)
     model = model_of(noise, law, change=lambda e: c * e)
     ledger = generation_ledger(model, nodes=32, samples=16_000, steps=400, lam=window, rng=2)
     expected = 2.0 * cost_of_linear_control(noise, 0.25, c, window)

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from thermodiff._check import array
-from thermodiff.learned.images import Images, plain_array, to_float32
+from thermodiff.learned.images import Images, plain_array, to_float32, without_dataset
 from thermodiff.learned.losses import likelihood_weight
 from thermodiff.learned.networks import torch_generator
 from thermodiff.learned.predict import tensor_row
@@ -44,7 +43,8 @@ class Source:
     ----------
     data : object or array
         Has ``sample(n, rng=)``, ``mean()`` and ``covariance()``; or `Images`, not empty; or an array (n, d) or (n,
-        channels, height, width).  Grey levels need `Images`, which says what they mean.
+        channels, height, width), or a torch dataset of such points or images, whose labels are left out.  Grey levels need
+        `Images`, which says what they mean.
     """
 
     def __init__(self, data: Any) -> None:
@@ -120,11 +120,7 @@ class Source:
 
 
 def _stored(data: Any) -> torch.Tensor:
-    if isinstance(data, Dataset):
-        raise TypeError(
-            f"data is a torch dataset, {type(data).__name__}; wrap it as Images(dataset), or, if it holds points, pass "
-            "them as an array (n, d)."
-        )
+    data = without_dataset(data)
     values = plain_array(data)
     if values.ndim == 4 and values.dtype.kind in "iub":
         raise TypeError(

@@ -30,6 +30,7 @@ from thermodiff.kernels import philox
 from thermodiff.kernels.jit import LANES
 from thermodiff.learned.batches import LamProposal
 from thermodiff.learned.likelihood import LogDensity, points_of
+from thermodiff.learned.streams import stream
 from thermodiff.schedules import Row
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def lower_bound(
     x, cell = points_of(model, x, key)
     axes = moments(model)
     proposal = LamProposal(model.noise, *window, axes.variances)
-    uniforms = np.random.default_rng(key).random((replicates, strata))
+    uniforms = stream(key, "log-SNR").random((replicates, strata))
     levels, density = proposal((np.arange(strata) + uniforms) / strata)
     found, control = np.zeros((2, replicates, len(x)))
     # So many at a time that memory does not grow with the points; noise comes in blocks of LANES.

@@ -19,7 +19,7 @@ PRECISIONS = ("float32", "bf16")
 
 
 class Caller:
-    """The network as the loss calls it, ``caller(x, t)``.
+    """The network as the loss calls it, ``caller(x, t)``; x, and t unless it takes float64, in the type of its weights.
 
     Parameters
     ----------
@@ -40,7 +40,8 @@ class Caller:
     def __init__(
         self, net: nn.Module, group: Processes, device: torch.device, precision: str, compiled: bool, words: Any
     ) -> None:
-        self.double_time = getattr(net, "double_time", False)
+        self._type = next(net.parameters()).dtype
+        self.double_time = getattr(net, "double_time", False) or self._type == torch.float64
         module = group.share(net, device)
         if compiled:
             keep_schedules_uncompiled()
@@ -62,10 +63,10 @@ class Caller:
         self._labels = () if labels is None else (labels,)
         return self
 
-    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> Any:
         try:
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._low):
-                return self._module(x, t, *self._labels).to(x.dtype)
+                output = self._module(x.to(self._type), t, *self._labels)
         except (RuntimeError, TypeError, IndexError, AttributeError) as error:
             if is_full(error):
                 raise
@@ -75,3 +76,4 @@ class Caller:
             raise ValueError(
                 f"the network, called as {call} with x {tuple(x.shape)}, t {tuple(t.shape)}{labels}, failed: {error}"
             ) from error
+        return output.to(x.dtype) if isinstance(output, torch.Tensor) else output  # the loss refuses what is no tensor

@@ -43,6 +43,7 @@ def save_weights(
     predicts : str, optional
         What the network predicts; default its own ``predicts``.
     """
+    check_path(path)
     weights, sidecar = _files(path)
     weights.parent.mkdir(parents=True, exist_ok=True)
     content = save(own_tensors(net.state_dict()))
@@ -163,6 +164,29 @@ def _files(path: str | PathLike[str]) -> tuple[Path, Path]:
 def base_path(path: str | PathLike[str]) -> str:
     """The path without the suffixes that files of a checkpoint have."""
     return os.fspath(path).removesuffix(".safetensors").removesuffix(".json").removesuffix(".state")
+
+
+def check_path(path: str | PathLike[str]) -> None:
+    """Refuse a path at which the files of a checkpoint cannot be written.
+
+    Raises
+    ------
+    ValueError
+        Its name is empty, one of its files is a folder, or it lies beneath a file.
+    """
+    given, base = os.fspath(path), base_path(path)
+    if not os.path.basename(base):
+        raise ValueError(
+            f"checkpoint {str(given)!r} has no name; give a path with one, as in {os.path.join(base, 'net')!r}."
+        )
+    for name in (".safetensors", ".json", ".state.safetensors"):
+        if Path(base + name).is_dir():
+            raise ValueError(
+                f"checkpoint {str(given)!r} would be written to {base + name}, which is a folder; choose another."
+            )
+    blocking = next((str(parent) for parent in Path(base).parents if parent.exists() and not parent.is_dir()), None)
+    if blocking is not None:
+        raise ValueError(f"checkpoint {str(given)!r} lies beneath {blocking}, which is a file; choose another folder.")
 
 
 def replace_file(target: Path, content: bytes, temporary: Path | None = None) -> None:

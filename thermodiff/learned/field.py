@@ -65,14 +65,16 @@ class Field:
         except (RuntimeError, TypeError) as error:
             if is_full(error):
                 raise
-            raise ValueError(
-                f"the network, called as net(x, t) with x {tuple(images.shape)} and t ({x.shape[0]},), failed: {error}"
-            ) from error
+            raise ValueError(f"the network, called as {self.told(tuple(images.shape))}, failed: {error}") from error
         if not isinstance(output, torch.Tensor) or output.shape != images.shape:
             got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
             raise ValueError(f"the network must return a tensor of the shape of x, {tuple(images.shape)}, got {got}.")
         # What follows is done in float64: at the ends of the window large terms are subtracted.
         return output.to(torch.float64).reshape(x.shape)
+
+    def told(self, shape: tuple[int, ...]) -> str:
+        """The call of the network with x of ``shape``, for messages."""
+        return f"net(x, t) with x {shape} and t ({shape[0]},)"
 
     def at(self, row: Row) -> Function:
         """The function x -> b_theta on float64 tensors (n, d), at the log-SNR of ``row`` (scalars)."""

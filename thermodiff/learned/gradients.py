@@ -44,6 +44,11 @@ class Gradients:
             try:
                 return self._in_parts(loss, batch, n, size)
             except (RuntimeError, MemoryError) as error:
+                if "training graph has changed" in str(error):  # as DistributedDataParallel says it
+                    raise ValueError(
+                        "the forward of the network uses other weights in this step than in the first, which several "
+                        "processes cannot train; use the same in every step, or one process."
+                    ) from error
                 if not is_full(error):
                     raise
                 if size == 1 or not self._alone:

@@ -245,6 +245,11 @@ def _digits(options: dict[str, Any]) -> Images:
     return Images(digits.images.astype(np.uint8), digits.target, **{**options, "levels": 17})
 
 
+def without_dataset(data: Any) -> Any:
+    """The points or images of a torch dataset as an array, without labels; anything else as it is."""
+    return _collect(data, ())[0] if isinstance(data, torch.utils.data.Dataset) else data
+
+
 def _collect(dataset: Any, labels: Any) -> tuple[npt.NDArray[Any], Any]:
     """Images, and labels if there, of a dataset; see `_entries` for its items."""
     if isinstance(dataset, Mapping) or not hasattr(dataset, "__len__"):

@@ -27,6 +27,7 @@ from thermodiff.accounting.ledger import standard_error
 from thermodiff.accounting.nodes import gauss_legendre
 from thermodiff.densities import Samples
 from thermodiff.learned.field import DRAWN_TOGETHER, Field
+from thermodiff.learned.images import plain_array
 from thermodiff.learned.model import LearnedDiffusion
 from thermodiff.learned.predict import PREDICTS
 from thermodiff.learned.reading import check_reading
@@ -61,7 +62,7 @@ def mutual_information(
     x : (n, d) or (n, channels, height, width) array, or Images
         Data.
     y : (n,) array of labels or (n, k) array
-        What belongs to each.
+        What belongs to each; labels are whole numbers, as the network counts them.
     noise : Schedule
     predicts : str
         See `thermodiff.learned.predict`.
@@ -129,7 +130,7 @@ class Conditional(nn.Module):
         super().__init__()
         if not callable(net):
             raise TypeError(f"conditional must be a module called as net(x, t, y), got {type(net).__name__}.")
-        values = torch.as_tensor(np.asarray(y))
+        values = _numbers(y)
         if values.ndim == 0 or len(values) != points:
             raise ValueError(f"y must have one entry for each of the {points} data points, got shape {tuple(values.shape)}.")
         if values.is_floating_point() and not bool(torch.isfinite(values).all()):
@@ -145,6 +146,23 @@ class Conditional(nn.Module):
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         y = self.chosen.to(x.device)
         return self.net(x, t, y.to(x.dtype) if y.is_floating_point() else y)
+
+
+def _numbers(y: npt.ArrayLike) -> torch.Tensor:
+    """``y`` as a tensor; whole numbers of any width as int64, which labels are looked up by."""
+    try:
+        values = plain_array(y)
+    except ValueError:  # a list whose entries make no array
+        raise ValueError(
+            "the entries of y have different shapes; give one number, or one row of k numbers, for each."
+        ) from None
+    if values.dtype.kind not in "fiub":
+        got = type(y).__name__ if np.ndim(values) == 0 else f"an array of type {values.dtype}"
+        raise TypeError(
+            f"y must be labels, whole numbers counted from 0, or an array (n, k) of numbers, got {got}; number the classes, "
+            "as in numpy.unique(y, return_inverse=True)[1]."
+        )
+    return torch.as_tensor(values.astype(np.int64) if values.dtype.kind in "iu" else values)
 
 
 class _Drawn(Samples):
@@ -166,6 +184,12 @@ class _ConditionalField(Field):
     def __init__(self, net: Conditional, data: _Drawn, like: Field) -> None:
         super().__init__(net, like.predicts, like.noise, like.shape, like.batch)
         self.conditional, self.data = net, data
+
+    def told(self, shape: tuple[int, ...]) -> str:
+        """As `Field.told`, with ``y`` and, of labels, their range."""
+        y = self.conditional.chosen
+        span = "" if y.is_floating_point() or not y.numel() else f" from {int(y.min())} to {int(y.max())}"
+        return f"conditional(x, t, y) with x {shape}, t ({shape[0]},) and y {tuple(y.shape)}{span}"
 
     def in_batches(self, work: Callable[[slice], None], n: int) -> None:
         """As `Field.in_batches`, with the ``y`` of each slice."""

@@ -21,9 +21,10 @@ import numpy.typing as npt
 from thermodiff._check import DivergenceError, above, array, choice, count, seed_words
 from thermodiff.accounting import Estimate
 from thermodiff.densities import Density
-from thermodiff.densities.empirical import probes
 from thermodiff.kernels.jit import LANES
-from thermodiff.learned.images import Images
+from thermodiff.learned.images import Images, plain_array
+from thermodiff.learned.probes import FREEDOM, probe_errors, sign_probes
+from thermodiff.learned.streams import stream
 from thermodiff.schedules import Row
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ def log_prob(
     divergence : {"exact", "hutchinson"}
         Exact up to d = 64; else from random signs, which stay the same along a path, so that the mean is unbiased.
     count_probes : int
-        Vectors of random signs for each point, at least 2.
+        Vectors of random signs for each point, at least 2, all different.  Their errors rest on the spread at the point and
+        on that over all points.  With as many as dimensions the divergence is exact, at the same cost, and has no error.
     prior : {"equilibrium", "marginal"}, optional
         At the noise end: what the model generates from, or the exact p_T.  Default: p_T where the law of the data is
         known, as for `td.log_prob` and `td.reverse`; for samples the equilibrium.
@@ -115,7 +117,7 @@ def log_prob(
     Raises
     ------
     ValueError
-        For an exact divergence above d = 64; where a window must be stated.
+        For an exact divergence above d = 64; where a window must be stated; for too few probes at a few points.
     DivergenceError
         Where steps get too short: the network is not smooth at its precision, or not finite.
     """
@@ -131,15 +133,19 @@ def log_prob(
     window, key = model.window(lam), seed_words(rng)
     model.try_out()
     x, cell = points_of(model, x, key)
+    if model.dim <= k:
+        k = 0  # as many backward passes along the axes are exact
+    if k > 0 and len(x) * (k - 1) < FREEDOM:
+        raise ValueError(
+            f"count_probes={k} leaves the errors unknown for so few points as {len(x)}; take {FREEDOM + 1} probes or more."
+        )
     values = np.empty((max(k, 1), x.shape[0]))
     for first in range(0, x.shape[0], LANES):
         part = x[first : first + LANES]
-        signs = None
-        if k:
-            signs = np.stack([np.sign(probes(key, j, model.dim, len(part), first)).T for j in range(k)])
+        signs = sign_probes(key, k, model.dim, len(part), first) if k else None
         y, volume = _flow(model, part, signs, window, tol)
         values[:, first : first + len(part)] = volume + _prior(model, y, window[0], prior)
-    errors = values.std(axis=0, ddof=1) / np.sqrt(k) if k else np.zeros(x.shape[0])
+    errors = probe_errors(values, model.dim) if k else np.zeros(x.shape[0])
     return LogDensity(values.mean(axis=0), errors, 0.0, model.dim, window, cell)
 
 
@@ -152,8 +158,8 @@ def points_of(model: LearnedDiffusion, x: Any, key: Key) -> tuple[FloatArray, fl
         cell = x.cell if x.quantised else 1.0
         import torch
 
-        x = x.draw(torch.arange(len(x)), np.random.default_rng(key))
-    x = np.asarray(x)
+        x = x.draw(torch.arange(len(x)), stream(key, "grey levels"))
+    x = plain_array(x)
     shape = f"(n, {model.dim})" if x.ndim == 2 else f"(n, {', '.join(map(str, model.shape))})"
     checked = array("x", x, shape, 2 if x.ndim == 2 else 1 + len(model.shape))
     if checked.shape[1:] not in ((model.dim,), tuple(model.shape)):

@@ -54,8 +54,9 @@ def squared_residual(
     alpha: Any = row.alpha
     x = alpha * x0 + row.sigma * z
     output = ask(net, predicts, x, row)
-    if output.shape != x.shape:
-        raise ValueError(f"the network must return the shape of x, {tuple(x.shape)}, got {tuple(output.shape)}.")
+    if not isinstance(output, torch.Tensor) or output.shape != x.shape:
+        got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ValueError(f"the network must return a tensor of the shape of x, {tuple(x.shape)}, got {got}.")
     b = dimensionless_score(predicts, output, x, row, noise)
     return (b + z).square().flatten(1).sum(1)
 

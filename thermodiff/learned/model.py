@@ -25,7 +25,8 @@ from thermodiff.kernels.controls import adjust
 from thermodiff.kernels.jit import LANES
 from thermodiff.kernels.tasks import at_points
 from thermodiff.learned.field import DRAWN_TOGETHER, Field, usual_batch
-from thermodiff.learned.predict import PREDICTS, dimensionless_score
+from thermodiff.learned.images import plain_array, without_dataset
+from thermodiff.learned.predict import PREDICTS, check_window, dimensionless_score
 from thermodiff.learned.reading import check_reading
 from thermodiff.learned.sampling import sample
 from thermodiff.schedules import Row, Schedule
@@ -54,7 +55,8 @@ class LearnedDiffusion:
         Samples in one call of the network; default 8192, fewer for data of more than 16 numbers.  It is halved where
         memory is short.
     shape : tuple of int, optional
-        One sample as the network takes it, where the data does not say: (1, 8, 8) for a density in d = 64.
+        One sample as the network takes it, where the data does not say: (1, 8, 8) for a density in d = 64, or for an array
+        (n, 64).  Images have a shape of their own, and no other is taken for them.
     """
 
     def __init__(
@@ -84,6 +86,11 @@ class LearnedDiffusion:
         self.shape = own if shape is None else tuple(shape)
         if math.prod(self.shape) != self.dim:
             raise ValueError(f"shape {self.shape} has {math.prod(self.shape)} numbers, the data has d = {self.dim}; fit it.")
+        if len(own) > 1 and self.shape != own:
+            raise ValueError(
+                f"one sample of the data has shape {own}, the network takes {self.shape}: as many numbers, laid out "
+                "otherwise; bring the data to that shape, for images by moving the axis of channels."
+            )
         batch = usual_batch(self.dim) if batch is None else count("batch", batch)
         self.field = Field(net, self.predicts, noise, self.shape, batch)
         self._tried = False
@@ -167,10 +174,18 @@ class LearnedDiffusion:
     def window(
         self, lam: tuple[float, float] | None = None, times: tuple[float, float] | None = None
     ) -> tuple[float, float]:
-        """The log-SNR window of an account; to be stated for samples, point clouds, SubVP and CondOT."""
+        """The log-SNR window of an account; to be stated for samples, point clouds, SubVP and CondOT.
+
+        Raises
+        ------
+        ValueError
+            Also where it begins beyond the end of the schedule, where the network is undefined.
+        """
         if isinstance(self.data, Density):
-            return Diffusion(self.data, self.noise).window(lam, times)
-        return accounting_window(self.noise, True, self.data.label, lam, times)
+            window = Diffusion(self.data, self.noise).window(lam, times)
+        else:
+            window = accounting_window(self.noise, True, self.data.label, lam, times)
+        return check_window(self.predicts, self.noise, window)
 
     def score(self, x: npt.ArrayLike, t: float) -> FloatArray:
         """The learned score grad log p_theta at points (n, d), or (n, ...) as `shape` says, and time t > 0; as x."""
@@ -289,9 +304,10 @@ def flattened(data: Any) -> tuple[Density | Samples, tuple[int, ...]]:
     """``data`` as a law of vectors, and the shape of one of its samples."""
     if isinstance(data, Density | Samples):
         return data, (data.dim,)
-    values = np.asarray(data)
+    data = without_dataset(data)
+    values = plain_array(data)
     if values.ndim != 4:
-        return Samples(data), values.shape[1:]
+        return Samples(values if isinstance(data, torch.Tensor) else data), values.shape[1:]
     if not np.issubdtype(values.dtype, np.floating):
         raise TypeError(
             f"the images are of type {values.dtype}, whose scale is not said; pass Images(values, span=(0, 1)), or divide."

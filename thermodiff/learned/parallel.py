@@ -32,7 +32,8 @@ class Processes:
         """The network whose gradients are averaged over all processes; it starts from the weights of the first."""
         if self.count == 1:
             return net
-        return DistributedDataParallel(net, device_ids=[device] if device.type == "cuda" else None)
+        # With a static graph, weights that forward does not use are found at the first step; else they end the training.
+        return DistributedDataParallel(net, device_ids=[device] if device.type == "cuda" else None, static_graph=True)
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """The mean of ``values`` over all processes."""

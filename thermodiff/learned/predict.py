@@ -33,6 +33,8 @@ from thermodiff.schedules import Row, Schedule
 
 PREDICTS = ("entropy", "score", "eps", "x0", "v", "flow", "edm")
 """What a network may predict."""
+ROUNDING = 0.2
+"""In lam, by which a window may begin beyond the end of a schedule, a hundredth of its time: -8 passes for VE's -7.82."""
 
 
 def tensor_row(row: Row, like: torch.Tensor, dtype: torch.dtype | None = None) -> Row:
@@ -90,6 +92,20 @@ def ask(net: Any, predicts: str, x: torch.Tensor, row: Row, dtype: torch.dtype |
 def _each(values: Any, x: torch.Tensor) -> torch.Tensor:
     """A scalar, or one number for each sample, as float64 of shape (n,), in memory of its own."""
     return torch.as_tensor(values, dtype=torch.float64, device=x.device).reshape(-1).expand(x.shape[0]).clone()
+
+
+def check_window(predicts: str, noise: Schedule, window: tuple[float, float]) -> tuple[float, float]:
+    """``window``, refused where it begins beyond the end of the schedule: no network has been asked, or trained, there.
+
+    An "edm" denoiser knows no time, so that there is no end to it.
+    """
+    lowest = float(noise.lam(noise.t_end))
+    if predicts != "edm" and window[0] < lowest - ROUNDING:
+        raise ValueError(
+            f"the window begins at lam = {window[0]:g}, but {noise.name} ends at lam = {lowest:.6g}, t = {noise.t_end:g}, "
+            f"beyond which the network is undefined; begin at {lowest:.6g} or above."
+        )
+    return window
 
 
 def drift_term(x: Any, row: Row) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -38,16 +38,23 @@ class Report:
     metrics : callable, path or None
         ``metrics(step, loss)`` for every step; or a file that gets a line of JSON for every 50 steps, with "step",
         "loss" (their mean), "lr" and "seconds" (since the call).  Lines of earlier steps are kept, later ones dropped.
+    losses : sequence of float
+        Of the steps done before that are in no line yet.
+
+    Attributes
+    ----------
+    losses : list of float
+        Of the steps that are in no line yet, to be kept with the state of the training.
     """
 
     def __init__(
         self, steps: int, done: int, lr: Callable[[int], float], device: torch.device, processes: Processes, show: bool,
-        metrics: Metrics | None,
+        metrics: Metrics | None, losses: Sequence[float] = (),
     ) -> None:  # fmt: skip
         self._steps, self._lr, self._processes = steps, lr, processes
         self._every = 1 if device.type == "cpu" and processes.count == 1 else _EVERY
         self._waiting: list[torch.Tensor] = []
-        self._step = done
+        self._step, self.losses = done, list(losses)
         self._call = metrics if callable(metrics) and processes.first else None
         self._file = None if metrics is None or callable(metrics) or not processes.first else _Lines(Path(metrics), done)
         self._bar = TrainingBar(steps, show and processes.first)
@@ -80,8 +87,11 @@ class Report:
             self._bar.update(self._step, value)
             if self._call is not None:
                 self._call(self._step, value)
-            if self._file is not None:
-                self._file.add(self._step, value, self._lr(self._step), self._step == self._steps)
+            self.losses.append(value)
+            if self._step % LINE == 0 or self._step == self._steps:
+                if self._file is not None:
+                    self._file.add(self._step, math.fsum(self.losses) / len(self.losses), self._lr(self._step))
+                self.losses.clear()
 
     def __enter__(self) -> Report:
         return self
@@ -96,22 +106,13 @@ class _Lines:
     def __init__(self, path: Path, done: int) -> None:
         if path.is_dir():
             raise ValueError(f"metrics={str(path)!r} is a folder; name a file in it, as in {str(path / 'metrics.jsonl')!r}.")
-        self._path, self._losses, self._start = path, [], time.monotonic()
+        self._path, self._start = path, time.monotonic()
         kept = [line for line in _read(path) if line["step"] <= done]
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
-    def add(self, step: int, loss: float, lr: float, last: bool) -> None:
-        """Take the loss of a step, and write a line where one is due."""
-        self._losses.append(loss)
-        if step % LINE and not last:
-            return
-        line = {
-            "step": step,
-            "loss": math.fsum(self._losses) / len(self._losses),
-            "lr": lr,
-            "seconds": round(time.monotonic() - self._start, 3),
-        }
-        self._losses.clear()
+    def add(self, step: int, loss: float, lr: float) -> None:
+        """Write a line, with the mean loss of its steps."""
+        line = {"step": step, "loss": loss, "lr": lr, "seconds": round(time.monotonic() - self._start, 3)}
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 

@@ -2,14 +2,18 @@
 
 One file, written under a temporary name and renamed, so that a killed process leaves the last whole one.  It holds the
 weights and buffers, their average, Adam's moments and the running norm of the gradient, as tensors; and in its header,
-as JSON, the step, what the training was called with, and a checksum of all of it.  No generator has to be kept: the draws
-of a step are functions of the key and the step.  Nothing is unpickled.
+as JSON, the step, the losses that no line of metrics holds yet, what the training was called with, and a checksum of all of
+it.  No generator has to be kept: the draws of a step are functions of the key and the step.  Nothing is unpickled.
+
+A module of the caller's is known by its class and, where it has them, its ``arguments``: without these, one with another
+dropout, or the like, cannot be told from it, and the training goes on with that.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -42,19 +46,19 @@ class State:
         self.every = every
         self.file, self.call = Path(base_path(path) + ".state.safetensors"), json.loads(json.dumps(call))
 
-    def save(self, net: nn.Module, optimiser: Optimiser, step: int) -> None:
-        """Write the state after ``step`` steps."""
+    def save(self, net: nn.Module, optimiser: Optimiser, step: int, losses: Sequence[float] = ()) -> None:
+        """Write the state after ``step`` steps, with the losses of those that no line of metrics holds yet."""
         tensors = {f"net.{name}": value for name, value in net.state_dict().items()}
         tensors |= {f"optimiser.{name}": value for name, value in optimiser.state().items()}
         tensors = own_tensors(tensors)
-        record: dict[str, Any] = {"format": FORMAT, "step": step, "call": self.call}
+        record: dict[str, Any] = {"format": FORMAT, "step": step, "call": self.call, "losses": list(losses)}
         record["sha256"] = _digest(record, tensors)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         # The state of one run has one temporary name: what a killed process left is overwritten, not collected.
         replace_file(self.file, save(tensors, {"record": json.dumps(record)}), self.file.with_name(f".{self.file.name}.tmp"))
 
-    def load(self, net: nn.Module, optimiser: Optimiser) -> int:
-        """Take over the state; the number of steps done, 0 if there is none.
+    def load(self, net: nn.Module, optimiser: Optimiser) -> tuple[int, list[float]]:
+        """Take over the state; the number of steps done, 0 if there is none, and the losses that came with it.
 
         Raises
         ------
@@ -62,7 +66,7 @@ class State:
             The file is damaged, or belongs to another training.
         """
         if not self.file.exists():
-            return 0
+            return 0, []
         record, tensors = self.read()
         self._compare(record["call"])
         weights, rest = (
@@ -74,7 +78,7 @@ class State:
             optimiser.restore(rest)
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{self.file} does not fit the network: {str(error).splitlines()[-1].strip()}") from None
-        return int(record["step"])
+        return int(record["step"]), record.get("losses", [])  # states of earlier versions have none
 
     def read(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """What the header says ("step", "call", "sha256"), and the tensors; checked against each other."""

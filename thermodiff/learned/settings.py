@@ -14,7 +14,7 @@ from thermodiff._check import above, choice, count, finite_number
 from thermodiff.learned.batches import LamProposal, Source, lam_rows, time_rows
 from thermodiff.learned.caller import PRECISIONS
 from thermodiff.learned.parallel import local_rank
-from thermodiff.learned.predict import PREDICTS
+from thermodiff.learned.predict import PREDICTS, check_window
 from thermodiff.schedules import FloatArray, Row, Schedule
 
 Rows = Callable[[FloatArray], tuple[Row, FloatArray]]
@@ -54,7 +54,7 @@ class Settings:
             return partial(time_rows, noise, self.likelihood)
         if self.lam is None and noise.diverges:
             raise ValueError(f"{noise.name} grows without bound towards the data; state the window, as in lam=(-8, 8).")
-        low, high = noise.window(lam=self.lam)
+        low, high = check_window(self.predicts, noise, noise.window(lam=self.lam))
         return partial(lam_rows, noise, LamProposal(noise, low, high, source.variances()), self.likelihood)
 
     def record(self, net: nn.Module, source: Source, noise: Schedule) -> dict[str, Any]:
@@ -91,6 +91,22 @@ def check_fit(net: nn.Module, source: Source) -> None:
         raise ValueError(f"the network knows {classes} classes, the data has no labels; give Images with labels.")
     if classes is not None and source.classes is not None and source.classes > classes:
         raise ValueError(f"the network knows {classes} classes, the data has {source.classes}; build it to fit.")
+
+
+def check_type(net: nn.Module) -> None:
+    """Whether the weights that learn are float32 or float64.
+
+    Raises
+    ------
+    ValueError
+        They are not: small updates of such weights round to nothing.
+    """
+    for name, weight in net.named_parameters():
+        if weight.requires_grad and weight.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"the weight {name} has type {str(weight.dtype).removeprefix('torch.')}, train keeps weights in float32 or "
+                "float64; call net.float(), and for faster multiplications pass precision='bf16'."
+            )
 
 
 def choose_device(net: nn.Module, device: str | torch.device | None) -> torch.device:

@@ -13,14 +13,14 @@ from torch import nn
 from thermodiff._check import count, seed_words
 from thermodiff.learned.batches import Batch, Source, Stream
 from thermodiff.learned.caller import Caller
-from thermodiff.learned.checkpoint import keep_meaning, save_weights
+from thermodiff.learned.checkpoint import check_path, keep_meaning, save_weights
 from thermodiff.learned.gradients import Gradients
 from thermodiff.learned.losses import denoising_loss
 from thermodiff.learned.optimiser import Optimiser
 from thermodiff.learned.parallel import processes
 from thermodiff.learned.report import Metrics, Report
 from thermodiff.learned.resume import State, stored_key
-from thermodiff.learned.settings import Settings, check_fit, choose_device
+from thermodiff.learned.settings import Settings, check_fit, check_type, choose_device
 from thermodiff.schedules import Schedule
 
 
@@ -60,12 +60,13 @@ def train(
     Parameters
     ----------
     net : Module
-        ``net(x, t)`` with x of shape (n, ...) float32 in data units and t of shape (n,) float64.  If it has a method
-        ``precondition(mean, cov, noise)``, that is called first.  If it has ``classes``, it is called as
-        ``net(x, t, y)`` with labels y (n,), of which one in ten is ``classes``, "not stated".
+        ``net(x, t)`` with x of shape (n, ...) in data units and t of shape (n,), both in the type of its weights, float32 or
+        float64; t is float64 where it has ``double_time = True``.  If it has a method ``precondition(mean, cov, noise)``,
+        that is called first.  If it has ``classes``, it is called as ``net(x, t, y)`` with labels y (n,), of which one in
+        ten is ``classes``, "not stated".
     data : density, Samples, Images, or array
         Has ``sample(n, rng=)``, ``mean()``, ``covariance()``; or is `Images`; or points (n, d); or images (n, channels,
-        height, width).
+        height, width); or a torch dataset of points or images, whose labels are left out.
     noise : Schedule
         The schedule.
     steps, batch : int
@@ -92,7 +93,7 @@ def train(
     device : str or torch.device, optional
         Where to train; the network is moved there.  Default: where it is.
     precision : {"float32", "bf16"}
-        Type of the network's multiplications; weights, loss and averages stay float32.
+        Type of the multiplications of a float32 network; weights, loss and averages keep their type.
     compile : bool
         Whether torch.compile makes the network faster, at the price of a minute at the start.
     progress : bool
@@ -132,11 +133,14 @@ def train(
     if every is not None and checkpoint is None:
         raise ValueError("every= says how often to save the state of the training; say where with checkpoint=.")
     every = None if every is None else count("every", every)
+    if checkpoint is not None:
+        check_path(checkpoint)
     rate: float = getattr(net, "learning_rate", 2e-4) if lr is None else lr
     kind: str = predicts or getattr(net, "predicts", "entropy")
     settings = Settings(steps, batch, rate, ema, lam, likelihood, times, kind, precision, decay)
     source = Source(data)
     check_fit(net, source)
+    check_type(net)
     rows = settings.rows(source, noise)
     place = choose_device(net, device)
     with processes(place) as group:
@@ -156,15 +160,16 @@ def train(
         caller = Caller(net.train(), group, place, precision, compile, words)
         optimiser = Optimiser(net, rate, ema, steps, decay)  # after the weights of all processes have been made equal
         gradients = Gradients(optimiser, group)
-        state, done = None, 0
+        state, done, losses = None, 0, []
         if every is not None and checkpoint is not None:
             state = State(checkpoint, {**settings.record(net, source, noise), "key": words.tolist()}, every)
-            done = state.load(net, optimiser)
+            done, losses = state.load(net, optimiser)
             if done > steps:
                 raise ValueError(
                     f"{state.file} has made {done} steps, more than steps={steps}; ask for more, or save elsewhere."
                 )
-        with Report(steps, done, optimiser.rate, place, group, progress, metrics) as report, caller.own_randomness():
+        report = Report(steps, done, optimiser.rate, place, group, progress, metrics, losses)
+        with report, caller.own_randomness():
             for step in range(done + 1, steps + 1):
 
                 def loss(part: Batch, step: int = step) -> torch.Tensor:
@@ -178,7 +183,7 @@ def train(
                 if state is not None and (step % state.every == 0 or step == steps):
                     report.flush()  # where a loss is not finite nothing is saved
                     if group.first:
-                        state.save(net, optimiser, step)
+                        state.save(net, optimiser, step, report.losses)
         optimiser.finish()
         keep_meaning(net, kind, noise)
         if checkpoint is not None and group.first:

@@ -90,7 +90,7 @@ BUDGET = Budget(nodes=4, images=40, paper_images=10, sheet=10, sheet_steps=2)
 
 def store_some(out, **changed):
     given = {
-        "data": "digits", "sizes": [20, 40], "steps": [2], "seeds": 1, "grids": ["lam", "paper"], "lr": None, "threads": 1,
+        "data": "digits", "sizes": [20, 40], "steps": [2], "seeds": 1, "grids": ["lam", "paper"], "lr": None, "constant": False, "threads": 1,
         "out": out, "quiet": False, "budget": BUDGET,
     }  # fmt: skip
     return run_storage(**{**given, **changed})

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import thermodiff as td
 from thermodiff.accounting import Estimate
@@ -206,6 +207,24 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path, few_times) -> N
     other = Experiment(train, held_out[:100], tmp_path, lr=1e-4, budget=SMALL, progress=False)
     with pytest.raises(ValueError, match=r"holds runs with other settings \(data, lr\)"):
         other.trainings([Run(20, 5, 0)])
+    other = Experiment(train, held_out, tmp_path, constant=True, budget=SMALL, progress=False)
+    with pytest.raises(ValueError, match=r"holds runs with other settings \(rate\)"):
+        other.trainings([Run(20, 5, 0)])
+
+
+def test_a_constant_rate_neither_falls_nor_averages(tmp_path) -> None:
+    train, held_out = storage.read("digits")
+    weights = []
+    for constant in (True, False):
+        folder = tmp_path / str(constant)
+        experiment = Experiment(train, held_out, folder, lr=1e-3, constant=constant, budget=SMALL, progress=False)
+        net = experiment.fit(Run(20, 120, 0), experiment.store, lambda text: None)
+        rates = [
+            json.loads(line)["lr"] for line in (folder / "networks" / "N=20-steps=120-seed=0.jsonl").read_text().splitlines()
+        ]
+        assert (rates[-1] == 1e-3) == constant
+        weights.append(next(net.parameters()).detach())
+    assert not torch.equal(*weights)
 
 
 def test_the_network_is_the_published_one_where_it_fits() -> None:

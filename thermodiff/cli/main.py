@@ -380,6 +380,9 @@ def storage(
     lr: Annotated[
         float | None, typer.Option(help="Highest learning rate.  \\[default: that of the network]", show_default=False)
     ] = None,
+    constant: Annotated[
+        bool, typer.Option("--constant", help="Keep the learning rate as it is and average no weights, as published.")
+    ] = False,
     threads: Annotated[
         int | None, typer.Option(help="Threads of torch.  \\[default: one for each core]", show_default=False)
     ] = None,
@@ -409,6 +412,7 @@ def storage(
         seeds=seeds,
         grids=grid or list(GRIDS),
         lr=lr,
+        constant=constant,
         threads=threads,
         out=out,
         quiet=quiet,

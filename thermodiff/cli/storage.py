@@ -66,6 +66,7 @@ def run_storage(
     seeds: int,
     grids: Sequence[str],
     lr: float | None,
+    constant: bool,
     threads: int | None,
     out: Path,
     quiet: bool,
@@ -89,7 +90,7 @@ def run_storage(
     for n in sizes:
         storage.chosen(train, n)
     todo = storage.runs(sizes, steps, count("--seeds", seeds))
-    experiment = Experiment(train, held_out, out, lr, budget, not quiet)
+    experiment = Experiment(train, held_out, out, lr, constant, budget, not quiet)
     console = Console(stderr=True, quiet=quiet)
     with torch_threads(threads):
         records = list(experiment.carry_out(todo, grids, lambda text: console.print(text, highlight=False)))

@@ -140,6 +140,8 @@ class Experiment:
     held_out: Images
     folder: Path
     lr: float | None = None
+    constant: bool = False
+    """Whether the rate stays as it is, and weights are not averaged, as published."""
     budget: Budget = Budget()
     progress: bool = True
 
@@ -164,6 +166,7 @@ class Experiment:
             "loss": "unweighted, times uniform",
             "batch": BATCH,
             "lr": net.learning_rate if self.lr is None else self.lr,
+            **({"rate": "constant"} if self.constant else {}),
             **asdict(self.budget),
         }
 
@@ -216,9 +219,11 @@ class Experiment:
         say(f"{run.name}: training")
         metrics = self.folder / "networks" / f"{run.name}.jsonl"
         metrics.parent.mkdir(parents=True, exist_ok=True)
+        plain: dict[str, Any] = {"decay": False, "ema": 0.0} if self.constant else {}
         train(
             net, chosen(self.train, run.n), NOISE, steps=run.steps, batch=BATCH, lr=self.lr, rng=run.seed, times="uniform",
             likelihood=False, checkpoint=path, every=EVERY, metrics=metrics, progress=self.progress,
+            **plain,
         )  # fmt: skip
         store.save(name, {**run._asdict(), **_training(metrics)})
         # The weights are enough from here on, and a quarter of its size.

@@ -222,3 +222,42 @@ def test_a_failure_in_a_process_reaches_the_caller() -> None:
 
 def divided(k: int) -> float:
     return 1 / (k - 3)
+
+
+class Silent(ThreadPoolExecutor):
+    """Does not say how many workers it has, as Dask's and MPI's."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.given, self._max = 0, self._max_workers
+
+    def submit(self, *arguments, **keywords):
+        self.given += 1
+        self._max_workers = self._max
+        future = super().submit(*arguments, **keywords)
+        self._max_workers = None
+        return future
+
+
+def test_an_executor_that_does_not_say_its_size_gets_many_tasks() -> None:
+    with Silent() as executor:
+        executor._max_workers = None
+        results = in_order(time.sleep, 2000, executor, inputs=lambda k: 0.0)
+        next(results)
+        assert executor.given >= 512
+        results.close()
+        executor._max_workers = 2
+
+
+def test_a_thread_that_ends_the_program_is_heard_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its task would else be waited for without end."""
+    here = threading.get_ident()
+
+    def leave(k: int) -> None:
+        time.sleep(0.01)
+        if threading.get_ident() != here:
+            raise SystemExit(3)
+
+    monkeypatch.setattr(_tasks, "cores", lambda: 2)
+    with pytest.raises(SystemExit):
+        list(in_order(leave, 100, None))

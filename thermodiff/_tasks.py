@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from typing import Any, TypeVar
 
@@ -90,7 +91,7 @@ def _with_helpers(function: Callable[[Any], T], count: int, given: Callable[[int
         assert result is not None
         try:
             result.set_result(function(given(k)))
-        except Exception as error:
+        except BaseException as error:  # also sys.exit: what waits for this result must hear of it
             result.set_exception(error)
         return True
 
@@ -119,13 +120,14 @@ def _with_helpers(function: Callable[[Any], T], count: int, given: Callable[[int
         deque(unclaimed, maxlen=0)
 
 
+UNKNOWN_WORKERS = 256
 MOST_DEATHS = 20
 """Pools of processes that are replaced before giving up."""
 
 
 def _submitted(function: Callable[[Any], T], count: int, executor: Executor, given: Callable[[int], Any]) -> Iterator[T]:
     pool, deaths = executor, 0
-    ahead = 4 * (getattr(executor, "_max_workers", None) or cores())
+    ahead = 4 * _workers(executor)
     waiting: dict[int, Future[T]] = {}
     try:
         k = 0
@@ -150,6 +152,14 @@ def _submitted(function: Callable[[Any], T], count: int, executor: Executor, giv
             future.cancel()
         if pool is not executor:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _workers(executor: Executor) -> int:
+    """How many there are; where an executor does not say, many: with too few tasks under way most of them would wait."""
+    told = getattr(executor, "_max_workers", None) or getattr(executor, "num_workers", None)
+    with suppress(Exception):  # Dask's client has a method for it
+        told = told or sum(executor._client.nthreads().values())  # pyright: ignore[reportAttributeAccessIssue]
+    return told if isinstance(told, int) and told > 0 else max(cores(), UNKNOWN_WORKERS)
 
 
 def _finished(future: Future[Any]) -> bool:

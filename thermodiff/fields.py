@@ -167,12 +167,15 @@ class Field:
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        found = _lookup(self.__module__, self.function.__qualname__)
-        if found is self and self.__module__ != "__main__":
-            return _lookup, (self.__module__, self.function.__qualname__)
-        from thermodiff.kernels.user import to_bytes
+        from thermodiff.kernels.user import fingerprint, to_bytes
 
-        return _rebuild, (type(self), to_bytes(self.function))
+        function = self.function
+        found = _lookup(self.__module__, function.__qualname__)
+        if found is not self or self.__module__ == "__main__":
+            return _rebuild, (type(self), to_bytes(function))
+        # By name, if the module has the same numbers there, else with its own.
+        place = self.__module__, function.__qualname__
+        return _arrived, (*place, fingerprint(function), type(self), to_bytes(function))
 
 
 def _is_number(value: Any) -> bool:
@@ -189,6 +192,17 @@ def _lookup(module: str, name: str) -> Any:
     for part in name.split("."):
         found = getattr(found, part, None)
     return found
+
+
+def _arrived(module: str, name: str, known: str, kind: type[Field], content: bytes) -> Field:
+    """The field of a module in a worker process, unless a number that it takes from around it is another one there."""
+    from thermodiff.kernels.user import fingerprint
+
+    try:
+        found = _lookup(module, name)
+    except ImportError:
+        found = None
+    return found if isinstance(found, kind) and fingerprint(found.function) == known else _rebuild(kind, content)
 
 
 @lru_cache(maxsize=64)

@@ -98,6 +98,11 @@ class Langevin:
         """The same process with other parameters of the drift, all in order or some by name; nothing is compiled again."""
         if params and named:
             raise TypeError("with_params: give all parameters in order, or some by name, not both.")
+        if not named and len(params) != len(self.drift.parameters):
+            number, need = len(self.drift.parameters), ", ".join(self.drift.parameters) or "none"
+            raise ValueError(
+                f"{self.drift.__name__} takes {number} parameters ({need}), got {len(params)}; give all, or some by name."
+            )
         given = dict(zip(self.drift.parameters, self.params.tolist(), strict=True)) | named if named else params
         other = object.__new__(Langevin)
         other.__dict__.update(self.__dict__, params=self.drift.values_of(given))

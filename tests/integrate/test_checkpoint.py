@@ -29,14 +29,21 @@ def test_chunks_come_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_the_key_of_an_unseeded_run_is_kept(tmp_path: Path) -> None:
-    Checkpoint(tmp_path, RUN, None, KEY)
+    Checkpoint(tmp_path, RUN, None, KEY).save(0, PIECE)
     np.testing.assert_array_equal(Checkpoint(tmp_path, RUN, None, KEY + np.uint32(1)).key, KEY)
     with pytest.raises(ValueError, match=r"holds another run \(it differs in rng\)"):
         Checkpoint(tmp_path, RUN, 3, KEY + np.uint32(1))
 
 
+def test_a_run_that_computed_nothing_leaves_nothing(tmp_path: Path) -> None:
+    Checkpoint(tmp_path / "run", RUN, 0, KEY)
+    assert not (tmp_path / "run").exists()
+    Checkpoint(tmp_path / "run", RUN | {"code": "mended"}, 0, KEY).save(0, PIECE)
+    assert Checkpoint(tmp_path / "run", RUN | {"code": "mended"}, 0, KEY).missing(1) == []
+
+
 def test_what_differs_is_named(tmp_path: Path) -> None:
-    Checkpoint(tmp_path, RUN, 0, KEY)
+    Checkpoint(tmp_path, RUN, 0, KEY).save(0, PIECE)
     with pytest.raises(ValueError, match=r"differs in code, params, rng"):
         Checkpoint(tmp_path, RUN | {"code": "b", "params": [1.0, 0.1000001]}, 0, KEY + np.uint32(1))
 
@@ -70,7 +77,7 @@ def test_chunks_without_a_record_are_refused(tmp_path: Path) -> None:
 
 def test_steps_and_chunks_are_named_by_what_was_asked_for(tmp_path: Path) -> None:
     run = RUN | {"times": [0.0, 1.0], "counts": [10], "chunk": 2, "x0": "ab"}
-    Checkpoint(tmp_path, run, 0, KEY)
+    Checkpoint(tmp_path, run, 0, KEY).save(0, PIECE)
     for changes, what in (
         ({"counts": [20], "chunk": 1}, "dt"),
         ({"counts": [20], "times": [0.0, 2.0]}, "times"),
@@ -149,5 +156,5 @@ def test_reducers_have_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_the_record_is_plain_json(tmp_path: Path) -> None:
-    Checkpoint(tmp_path, RUN, 0, KEY)
+    Checkpoint(tmp_path, RUN, 0, KEY).save(0, PIECE)
     assert json.loads((tmp_path / "run.json").read_text()) == RUN | {"key": [1, 2]}

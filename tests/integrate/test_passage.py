@@ -187,3 +187,16 @@ def test_a_step_that_is_too_large_is_noticed() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         first_passage(drifted(1.0, 0.5), np.zeros((300, 1)), t_max=20.0, dt=10.0, high=1.0, low=-1.0, rng=1)
+
+
+@td.drift
+def below_the_level(x, t):
+    return np.sqrt(1.0 - x[0]), np.sqrt(1.0 - x[0]) - x[1]
+
+
+def test_a_drift_without_values_behind_the_level_is_no_divergence() -> None:
+    """A path stops at the level, though the step that took it there ends beyond."""
+    process = td.Langevin(below_the_level, diffusivity=0.5, dim=2)
+    found = first_passage(process, np.zeros((1000, 2)), high=1.0, t_max=50.0, dt=1e-2, rng=0)
+    assert np.isfinite(found.times).all()
+    assert np.isfinite(found.states).all()

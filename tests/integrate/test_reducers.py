@@ -156,3 +156,20 @@ def test_what_is_no_reducer_is_refused() -> None:
 def test_names() -> None:
     assert repr(td.Moments()) == "Moments()"
     assert repr(td.Histogram([0.0, 0.5, 2.0], 1)) == "Histogram(2 bins from 0 to 2, 1)"
+
+
+class Silent:
+    """Keeps nothing of the blocks."""
+
+    def of(self, states):
+        return None
+
+    def merge(self, one, two):
+        return None
+
+    def result(self, total):
+        return "finished"
+
+
+def test_nothing_is_a_result_like_any_other() -> None:
+    assert reduced(np.zeros((2, 3, 1)), Silent()) == "finished"

@@ -338,3 +338,26 @@ def test_heat_without_a_bath_is_warned_of() -> None:
 def test_where_exact_steps_end_no_smaller_step_is_advised() -> None:
     with pytest.raises(DivergenceError, match=r"ask for earlier times"):
         td.simulate(td.Linear([[600.0]], diffusivity=0.0), [[1e200]], [0.0, 0.5, 1.0, 1.5], 0.5)
+
+
+def test_late_times_take_no_more_steps() -> None:
+    """The differences of late times are off by the rounding of the times."""
+    for start in (1e7, 1e9, -1e9):
+        assert Grid.of(start + 0.1 * np.arange(11), 0.1, 1).counts.tolist() == [1] * 10
+    assert Grid.of([0.0, 0.1, 0.25], 0.1, 1).counts.tolist() == [1, 2]
+
+
+TABLE = np.linspace(1.0, 2.0, 10)
+
+
+@td.potential
+def scheduled(x, t):
+    return 0.5 * TABLE[int(10.0 * t + 1e-9)] * x[0] ** 2
+
+
+def test_work_without_a_value_marks_its_path() -> None:
+    """At the end of the last step the table has no entry."""
+    given = {"x0": np.zeros((300, 1)), "times": 1.0, "dt": 0.1, "rng": 0, "method": "euler", "work": True}
+    path = td.simulate(td.Langevin(scheduled, dim=1, diffusivity=0.5), on_divergence="mark", **given)
+    assert np.isnan(path.work[-1]).all()
+    assert path.diverged.all()

@@ -3,12 +3,14 @@
 import json
 import multiprocessing
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -296,10 +298,36 @@ def test_starts_behind_a_reflecting_wall_are_refused() -> None:
     td.simulate(process, np.array([[7.0, 1.0], [-3.0, 2.0]]), 1.0, 0.1)
 
 
-def test_the_file_of_a_killed_run_is_taken_over(tmp_path) -> None:
-    (tmp_path / ".states.npy.tmp").write_bytes(b"half a file")
+def test_the_file_of_a_killed_run_is_removed(tmp_path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    (tmp_path / f".states.npy.{platform.node()}.{dead.pid}.0.tmp").write_bytes(b"half a file")
     path = td.simulate(
         td.Linear(-np.eye(1), np.zeros(1), 1.0), np.zeros((9, 1)), 1.0, 0.1, rng=0, out=tmp_path / "states.npy"
     )
     assert path.states.shape == (2, 9, 1)
     assert [file.name for file in tmp_path.iterdir()] == ["states.npy"]
+
+
+def test_two_runs_with_one_file_do_not_write_into_each_other(tmp_path) -> None:
+    """The one that ends last has it, whole; the other has its own states."""
+    process, file = td.Linear(-np.eye(1), np.zeros(1), 1.0), tmp_path / "states.npy"
+    given = {"x0": np.zeros((20 * LANES, 1)), "times": 1.0, "dt": 0.1, "chunk": 1}
+    paths = []
+
+    def again(done: int, total: int) -> None:
+        if done == 10:
+            paths.append(td.simulate(process, rng=1, out=file, progress=False, **given).final.copy())
+
+    last = td.simulate(process, rng=0, out=file, progress=again, **given)
+    np.testing.assert_array_equal(last.final, td.simulate(process, rng=0, progress=False, **given).final)
+    np.testing.assert_array_equal(paths[0], td.simulate(process, rng=1, progress=False, **given).final)
+    np.testing.assert_array_equal(np.load(file)[-1], last.final)
+    assert [place.name for place in tmp_path.iterdir()] == ["states.npy"]
+
+
+def test_a_file_that_has_no_room_is_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match=r"out needs 3\.2e-06 GB for the states, and 1e-06 GB are free"):
+        td.simulate(td.Linear(-np.eye(1)), np.zeros((200, 1)), 1.0, 0.1, out=tmp_path / "states.npy")
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 """Walls: what happens at them in laws that are known, for every step rule, with heat and with a single wall."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -119,3 +120,18 @@ def test_a_start_counted_from_elsewhere_is_carried_onto_the_ring() -> None:
     process = td.Langevin(bowl, (50.0,), 0.0, dim=1, boundaries={0: ("periodic", -1.0, 1.0)})
     here, there = (td.simulate(process, [[x]], 0.1, 1e-3).final for x in (0.5, 4.5))
     np.testing.assert_allclose(there, here, rtol=1e-12)
+
+
+def test_mirrors_across_correlated_noise_are_warned_of() -> None:
+    @td.drift
+    def resting(x, t):
+        return 0.0, 0.0
+
+    given = {"x0": np.full((4, 2), 0.5), "times": 0.1, "dt": 0.05, "rng": 0}
+    mirror = {0: ("reflecting", 0.0, 1.0)}
+    with pytest.warns(RuntimeWarning, match="the reflecting coordinate 0 shares its noise with others"):
+        td.simulate(td.Langevin(resting, diffusivity=[[1.0, 0.8], [0.8, 1.0]], dim=2, boundaries=mirror), **given)
+    for level in (1.0, [[1.0, 0.0], [0.0, 2.0]]):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            td.simulate(td.Langevin(resting, diffusivity=level, dim=2, boundaries=mirror), **given)

@@ -171,10 +171,15 @@ def _principal_axes(covs: Any, components: int, dim: int) -> tuple[FloatArray, F
     result = array("covs", covs, "(K, d, d)", 3)
     if result.shape != (components, dim, dim):
         raise ValueError(f"covs must have shape ({components}, {dim}, {dim}) to fit means, got {result.shape}.")
-    asymmetry = np.max(np.abs(result - result.transpose(0, 2, 1)))
-    if asymmetry > 1e-8 * np.max(np.abs(result)):
-        raise ValueError(f"covs must be symmetric; the largest difference to the transpose is {asymmetry:g}.")
+    largest = np.abs(result).max(axis=(1, 2))
+    asymmetry = np.abs(result - result.transpose(0, 2, 1)).max(axis=(1, 2))
+    if np.any(asymmetry > 1e-8 * largest):
+        raise ValueError(f"covs must be symmetric; the largest difference to the transpose is {asymmetry.max():g}.")
     eigenvalues, columns = np.linalg.eigh(result)
-    if np.any(eigenvalues <= 0.0):
-        raise ValueError(f"covs must be positive definite, got an eigenvalue of {eigenvalues.min():g}.")
+    # Below this an eigenvalue is rounding: that of a singular matrix may come out on either side of zero.
+    if np.any(eigenvalues <= dim * np.finfo(np.float64).eps * eigenvalues[:, -1:]):
+        raise ValueError(
+            f"covs must be positive definite, beyond rounding, got an eigenvalue of {eigenvalues.min():g}; "
+            "for a law in fewer dimensions, leave the others out or widen it a little."
+        )
     return eigenvalues, np.ascontiguousarray(columns.transpose(0, 2, 1))

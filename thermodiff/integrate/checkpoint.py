@@ -41,7 +41,8 @@ class Checkpoint:
             raise ValueError("checkpoint must name a folder for this run alone, got the current folder; name another.")
         require_folder("checkpoint", directory)
         manifest = directory / "run.json"
-        if manifest.exists():
+        self._begun = manifest.exists()
+        if self._begun:
             try:
                 known = json.loads(manifest.read_text())
                 words = known.pop("key")
@@ -57,12 +58,8 @@ class Checkpoint:
                 raise ValueError(
                     f"{directory} holds another run (it differs in {', '.join(_asked(other))}); choose another directory."
                 )
-        else:
-            if any(directory.glob("chunk-*.npz")):
-                raise ValueError(
-                    f"{directory} holds chunks but no run.json that says of which run; choose another directory."
-                )
-            write_atomically(manifest, json.dumps({**description, "key": key.tolist()}).encode())
+        elif any(directory.glob("chunk-*.npz")):
+            raise ValueError(f"{directory} holds chunks but no run.json that says of which run; choose another directory.")
         self.run = json.dumps({**description, "key": self.key.tolist()}, sort_keys=True).encode()
 
     def _file(self, k: int) -> Path:
@@ -87,7 +84,13 @@ class Checkpoint:
             return dict(stored)
 
     def save(self, k: int, piece: dict[str, np.ndarray]) -> None:
-        """Write a finished chunk; half a file is never seen."""
+        """Write a finished chunk; half a file is never seen.
+
+        The record of the run comes with the first one: a run that fails before leaves nothing in the way of a mended one.
+        """
+        if not self._begun:
+            write_atomically(self.directory / "run.json", self.run)
+            self._begun = True
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **piece)
         content = buffer.getvalue()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import glob
+import itertools
+import math
 import os
+import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,6 +97,29 @@ class Kept:
         )
 
 
+_RUNS = itertools.count()
+
+
+def _remove_leftovers(target: FilePath) -> None:
+    """Delete the temporary files of runs on this machine that are no more."""
+    for old in target.parent.glob(f".{glob.escape(target.name)}.{glob.escape(platform.node())}.*.tmp"):
+        pid = old.name.split(".")[-3]
+        if pid.isdigit() and int(pid) != os.getpid() and not _alive(int(pid)):
+            _remove(old)
+
+
+def _alive(pid: int) -> bool:
+    if os.name == "nt":  # where asking would end it
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
+
+
 @dataclass
 class _OnDisk:
     """An array under a temporary name, which ``read`` opens under its own."""
@@ -115,9 +143,18 @@ class _OnDisk:
             except (OSError, ValueError):
                 raise ValueError(f"out: {str(target)!r} exists and is not a Zarr array; choose another name.") from None
         target.parent.mkdir(parents=True, exist_ok=True)
-        # One name for all runs: the file of a run that was killed is taken over by the next.
-        temporary = target.with_name(f".{target.name}.tmp")
+        _remove_leftovers(target)
+        # A name for each run: two with the same target must not write into one file.
+        temporary = target.with_name(f".{target.name}.{platform.node()}.{os.getpid()}.{next(_RUNS)}.tmp")
         if zarr is None:
+            size, free = 8 * math.prod(shape), shutil.disk_usage(target.parent).free
+            if size > free:
+                # Pages of a memory map that find no room end the process without a word.
+                raise OSError(
+                    errno.ENOSPC,
+                    f"out needs {size / 1e9:.3g} GB for the states, and {free / 1e9:.3g} GB are free",
+                    str(target),
+                )
             array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float64, shape=shape)
             return cls(array, temporary, target, lambda file: np.load(file, mmap_mode="r", allow_pickle=False))
         _remove(temporary)

@@ -30,19 +30,20 @@ class Running:
     """Merge pieces in the order in which they come."""
 
     def __init__(self, reducer: Reducer) -> None:
-        self.reducer, self.total = reducer, None
+        self.reducer, self.total, self.begun = reducer, None, False
 
     def add(self, pieces: list[Any]) -> None:
         """The pieces of consecutive blocks."""
         # As where they were made: what overflows is infinite in the result, which is enough of a sign.
         with np.errstate(over="ignore", invalid="ignore"):
             for piece in pieces:
-                self.total = piece if self.total is None else self.reducer.merge(self.total, piece)
+                self.total = self.reducer.merge(self.total, piece) if self.begun else piece
+                self.begun = True
 
     def result(self) -> Any:
         """The answer; None where every path was lost."""
         with np.errstate(over="ignore", invalid="ignore"):
-            return None if self.total is None else self.reducer.result(self.total)
+            return self.reducer.result(self.total) if self.begun else None
 
 
 class Moments:

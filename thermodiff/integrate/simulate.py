@@ -65,7 +65,9 @@ class Grid:
             raise ValueError(f"times: a number t means [0, t] and must be positive, got {times!r:.80}.")
         if asked.ndim != 1 or asked.size < 2 or not np.all(np.isfinite(asked)) or not np.all(np.diff(asked) > 0.0):
             raise ValueError(f"times must be at least two finite, increasing numbers, got {times!r:.80}.")
-        wanted = np.maximum(np.ceil(np.diff(asked) / dt - 1e-9), 1.0)
+        # Differences of late times are off by the rounding of the times themselves.
+        slack = 1e-9 + 4.0 * np.finfo(np.float64).eps * np.abs(asked).max() / dt
+        wanted = np.maximum(np.ceil(np.diff(asked) / dt - min(slack, 0.01)), 1.0)
         if wanted.sum() * dim > MOST_NORMALS:
             raise ValueError(
                 f"dt = {dt:g} makes {wanted.sum():.3g} steps of these times, more than the {MOST_NORMALS // dim} for which "
@@ -151,6 +153,7 @@ def simulate(
         raise TypeError(f"simulate: it needs a Langevin process, got {type(process).__name__}.")
     x0, grid = points("x0", x0, process.dim), Grid.of(times, dt, process.dim)
     _require_inside(process, x0)
+    _warn_of_oblique_mirrors(process)
     rule = _method(process, method)
     if rule in ("milstein", "weak2"):
         _require_own_noise(process, x0[0], float(grid.times[0]), rule)
@@ -165,10 +168,11 @@ def simulate(
     per_task = blocks_per_task(len(x0), int(grid.counts.sum()) * process.dim) if chunk is None else count("chunk", chunk)
     key = seed_words(rng)
     saved = None
-    if checkpoint is not None:
-        saved = Checkpoint(FilePath(checkpoint), _description(process, x0, grid, rule, also, per_task, reduce), rng, key)
-        key = saved.key
     mix = process.mix(grid.middles if callable(process.diffusivity) else grid.times[:1])
+    if checkpoint is not None:
+        description = _description(process, x0, grid, mix, rule, also, per_task, reduce)
+        saved = Checkpoint(FilePath(checkpoint), description, rng, key)
+        key = saved.key
     run = _Run(process, grid, mix, key, RULES[rule], heat, work, reduce)
     begin = float(grid.times[0]), float(grid.widths[0]), x0[sampled(len(x0), MOST_PATHS)]
     warned = rule == "exact" or warn_if_too_large(process, [begin], stacklevel=2)
@@ -242,6 +246,26 @@ def _require_own_noise(process: Langevin, x: FloatArray, t: float, method: str) 
         )
 
 
+def _warn_of_oblique_mirrors(process: Langevin) -> None:
+    """Warn of mirrors for coordinates whose noise goes with that of others: they are not walls without a flux."""
+    if process.state_dependent or not np.any(process.walls[:, 0] == langevin.REFLECTING):
+        return
+    factor = process.mix(np.zeros(1))[0]
+    if factor.shape[1] == 1:
+        return
+    tied = np.abs(factor @ factor.T) > 1e-12 * np.abs(factor).max() ** 2
+    np.fill_diagonal(tied, False)
+    found = [i for i in range(process.dim) if process.walls[i, 0] == langevin.REFLECTING and tied[i].any()]
+    if found:
+        warnings.warn(
+            f"the reflecting coordinate {found[0]} shares its noise with others (D is not diagonal there): paths are turned "
+            "back along the axis, which is not the wall without flux that leaves exp(-U) invariant; use coordinates in "
+            "which D is diagonal.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
 def _check_heat(process: Langevin, method: str) -> None:
     """Refuse exact steps, and warn of coordinates that have no bath."""
     if method == "exact":
@@ -276,6 +300,10 @@ class _Run:
         states, heats, works = self.states(part.start // LANES, x0, self.grid, self.mix)
         n = len(x0)
         lost: Any = ~np.isfinite(states[-1, :, :n]).all(axis=0)
+        # Energies of their own may have no value where the path has.
+        for kept in (heats, works):
+            if kept.size:
+                lost |= ~np.isfinite(kept[-1, :n])
         piece: dict[str, Any] = {"lost": lost}
         if part.start == 0:
             some = np.ix_(1 + sampled(len(states) - 1, MOST_TIMES), np.arange(states.shape[1]), sampled(n, MOST_PATHS))
@@ -409,6 +437,7 @@ def _description(
     process: Langevin,
     x0: FloatArray,
     grid: Grid,
+    mix: FloatArray,
     method: str,
     also: tuple[str, ...],
     per_task: int,
@@ -419,9 +448,10 @@ def _description(
 
     from thermodiff.kernels.user import fingerprint
 
-    noise = process.diffusivity
+    # A D(t) is known by its values: it may be an object of any kind.
+    noise = process.diffusivity if process.state_dependent else mix
     drift = "linear" if isinstance(process, Linear) else fingerprint(process.drift)
-    code = [drift, fingerprint(noise) if callable(noise) else np.asarray(noise).tolist()]
+    code = [drift, fingerprint(noise) if callable(noise) else sha256(np.ascontiguousarray(noise).tobytes()).hexdigest()]
     return {
         "process": repr(process),
         "code": sha256(repr(code[0]).encode()).hexdigest(),

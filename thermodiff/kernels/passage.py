@@ -212,7 +212,8 @@ def passage(field, params, mix, key, first, last, start, h, steps, coordinate, l
             for i in range(dim):
                 target, change, noise = x[i], slope[i], kick[i]
                 for lane in range(LANES):
-                    target[lane] += alive[lane] * (h * change[lane] + noise[lane])
+                    # Not a product: behind a level the drift of a stopped path may have no value.
+                    target[lane] += h * change[lane] + noise[lane] if alive[lane] > 0.0 else 0.0
             if _reach(old, x[coordinate], low, high, variance, alive):
                 fill_uniforms(key, block * LANES, k, BRIDGE, chance)
                 left -= _stop(

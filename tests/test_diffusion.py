@@ -16,6 +16,7 @@ from truths import (
 
 import thermodiff as td
 from thermodiff import VP, PointCloud
+from thermodiff.densities import Samples
 from thermodiff.diffusion import Diffusion, medium_integral, noise_kl
 
 DATA_END = 45.0
@@ -195,3 +196,10 @@ def test_a_window_in_which_rounding_hides_the_points_is_refused() -> None:
         ValueError, match="at lam = 100 the noise is below 1e-09 of the size of the points.* end the window at lam = 40"
     ):
         td.account(system, lam=(-8.0, 100.0), samples=100)
+
+
+def test_a_diffusion_says_what_it_is() -> None:
+    system = Diffusion(td.GaussianMixture([[0.0], [1.0]], stds=[1.0, 1.0]), td.VP())
+    assert repr(system).startswith("Diffusion(<GaussianMixture: 2 components in d = 1, isotropic>, VP(")
+    assert repr(td.PointCloud([[0.0], [1.0]])) == "<PointCloud: 2 points in d = 1>"
+    assert repr(Samples([[0.0], [1.0]])) == "<Samples: 2 points in d = 1>"

@@ -48,6 +48,9 @@ class Diffusion:
         self.data = data
         self.noise = noise
 
+    def __repr__(self) -> str:
+        return f"Diffusion({self.data!r}, {self.noise!r})"
+
     @property
     def dim(self) -> int:
         """Dimension d."""

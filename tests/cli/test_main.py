@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -315,3 +317,24 @@ def test_a_folder_in_the_place_of_the_result(capsys, monkeypatch, tmp_path) -> N
     assert got.code == 2
     assert "ledgers.json: it is a folder; choose another place with --out." in got.err
     assert [path.name for path in tmp_path.iterdir()] == ["ledgers.json"]
+
+
+def test_a_stream_that_lacks_a_letter_gets_the_rest(tmp_path) -> None:
+    """The table of a run that has succeeded names λ."""
+    command = [
+        sys.executable,
+        "-m",
+        "thermodiff",
+        "entropy",
+        "--exact",
+        "--schedule",
+        "VP",
+        "--samples",
+        "100",
+        "--nodes",
+        "8",
+    ]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*command, "--out", str(tmp_path)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "S_tot" in done.stdout or "total" in done.stdout

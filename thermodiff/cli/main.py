@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -422,6 +423,10 @@ def storage(
 
 def main() -> None:
     """Run the command; what a user can cause ends with one sentence and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Where a stream cannot hold a letter, λ say, the rest of the line is worth more than an error.
+            stream.reconfigure(errors="replace")
     try:
         app(standalone_mode=True)
     except (ValueError, TypeError, KeyError, OSError, ImportError, DivergenceError, MemoryError) as error:

@@ -79,6 +79,9 @@ class Density(ABC):
     def label(self) -> str:
         """One line for headers."""
 
+    def __repr__(self) -> str:
+        return f"<{self.label}>"
+
     @property
     def singular(self) -> bool:
         """Whether the law has directions of no width, so that its entropy production grows without bound."""

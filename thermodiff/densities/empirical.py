@@ -126,6 +126,9 @@ class Samples:
         """One line for headers."""
         return f"Samples: {self.points.shape[0]} points in d = {self.dim}"
 
+    def __repr__(self) -> str:
+        return f"<{self.label}>"
+
     def mean(self) -> FloatArray:
         """Mean of the points, (d,)."""
         return self.points.mean(axis=0)

@@ -304,7 +304,7 @@ def test_a_filling_drift_may_have_many_coordinates() -> None:
         td.Langevin(swirl, (1.0, 1.0), dim=65)
 
 
-def test_a_worker_whose_module_has_other_numbers_takes_those_that_came(tmp_path, monkeypatch) -> None:
+def test_a_worker_whose_module_has_other_numbers_says_so(tmp_path, monkeypatch) -> None:
     """A module imported afresh in the worker has the constants of its file, not those of now."""
     (tmp_path / "constants_of_mine.py").write_text(
         "import thermodiff as td\nK = 1.0\n\n\ndef rate():\n    return K\n\n\n"
@@ -312,12 +312,14 @@ def test_a_worker_whose_module_has_other_numbers_takes_those_that_came(tmp_path,
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     mine = importlib.import_module("constants_of_mine")
-    there = pickle.dumps(mine.pulled)
-    assert pickle.loads(there) is mine.pulled
-    monkeypatch.setattr(mine, "K", 4.0)
-    changed = pickle.dumps(mine.pulled)
-    monkeypatch.setattr(mine, "K", 1.0)
-    arrived = pickle.loads(changed)
-    assert arrived is not mine.pulled
-    np.testing.assert_array_equal(arrived.at([[1.0]]), [[-4.0]])
-    np.testing.assert_array_equal(mine.pulled.at([[1.0]]), [[-1.0]])
+    process, given = (
+        td.Langevin(mine.pulled, dim=1),
+        {"x0": np.ones((600, 1)), "times": 0.1, "dt": 0.05, "rng": 0, "chunk": 1},
+    )
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        here = td.simulate(process, **given).final
+        np.testing.assert_array_equal(td.simulate(process, executor=pool, **given).final, here)
+        monkeypatch.setattr(mine, "K", 4.0)
+        with pytest.raises(ValueError, match="pulled takes other numbers from around it in a worker than here: a constant"):
+            td.simulate(process, executor=pool, **given)
+    assert not np.array_equal(td.simulate(process, **given).final, here)

@@ -41,6 +41,8 @@ class Field:
     """
 
     kind = "values"
+    stale = False
+    """Whether this is a stand-in in a worker, see `_arrived`."""
     form = "{name}(x, t, ...)"
     gives = "a tuple of d numbers"
 
@@ -108,6 +110,11 @@ class Field:
         """
         from thermodiff.kernels.user import fingerprint, lane_field
 
+        if self.stale:
+            raise ValueError(
+                f"{self.__name__} takes other numbers from around it in a worker than here: a constant of the module "
+                f"{self.__module__} was changed after it was imported; pass it by params=, or change it in the file."
+            )
         kind = kind or self.kind
         # Also by the numbers that the function takes from around it: they may have changed since.
         key = (dim, kind, fingerprint(self.function))
@@ -170,12 +177,9 @@ class Field:
         from thermodiff.kernels.user import fingerprint, to_bytes
 
         function = self.function
-        found = _lookup(self.__module__, function.__qualname__)
-        if found is not self or self.__module__ == "__main__":
-            return _rebuild, (type(self), to_bytes(function))
-        # By name, if the module has the same numbers there, else with its own.
-        place = self.__module__, function.__qualname__
-        return _arrived, (*place, fingerprint(function), type(self), to_bytes(function))
+        if _lookup(self.__module__, function.__qualname__) is self and self.__module__ != "__main__":
+            return _arrived, (self.__module__, function.__qualname__, fingerprint(function))
+        return _rebuild, (type(self), to_bytes(function))
 
 
 def _is_number(value: Any) -> bool:
@@ -194,15 +198,20 @@ def _lookup(module: str, name: str) -> Any:
     return found
 
 
-def _arrived(module: str, name: str, known: str, kind: type[Field], content: bytes) -> Field:
-    """The field of a module in a worker process, unless a number that it takes from around it is another one there."""
+def _arrived(module: str, name: str, known: str) -> Field:
+    """The field of a module in a worker process.
+
+    Where the numbers that it takes from around it are other ones there, a stand-in that says so when it is used: an error
+    here would end the worker.
+    """
     from thermodiff.kernels.user import fingerprint
 
-    try:
-        found = _lookup(module, name)
-    except ImportError:
-        found = None
-    return found if isinstance(found, kind) and fingerprint(found.function) == known else _rebuild(kind, content)
+    found = _lookup(module, name)
+    if fingerprint(found.function) == known:
+        return found
+    other = object.__new__(type(found))
+    other.__dict__.update(found.__dict__, stale=True)
+    return other
 
 
 @lru_cache(maxsize=64)

@@ -12,8 +12,6 @@ import dis
 import hashlib
 import math
 import re
-import sys
-import threading
 import types as python_types
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -272,23 +270,9 @@ def _module(original: python_types.ModuleType, plain: bool) -> python_types.Modu
 _USE = "use numbers, tuples, arithmetic, and functions of math or numpy"
 
 
-_BY_VALUE = threading.Lock()
-
-
 def to_bytes(function: Callable[..., Any]) -> bytes:
-    """A function for another process of the same run (never for a file), with what its module holds here and now."""
-    module = sys.modules.get(function.__module__)
-    if module is None or function.__module__ == "__main__":
-        return numba.cloudpickle.dumps(function)
-    with _BY_VALUE:
-        registered = numba.cloudpickle.list_registry_pickle_by_value()  # pyright: ignore[reportPrivateImportUsage]
-        known = module.__name__ in registered
-        numba.cloudpickle.register_pickle_by_value(module)
-        try:
-            return numba.cloudpickle.dumps(function)
-        finally:
-            if not known:
-                numba.cloudpickle.unregister_pickle_by_value(module)
+    """A function for another process of the same run (never for a file), where that cannot import it by name."""
+    return numba.cloudpickle.dumps(function)
 
 
 def from_bytes(content: bytes) -> Callable[..., Any]:

@@ -121,6 +121,7 @@ def _with_helpers(function: Callable[[Any], T], count: int, given: Callable[[int
 
 
 UNKNOWN_WORKERS = 256
+"""Taken for an executor that does not say how many it has."""
 MOST_DEATHS = 20
 """Pools of processes that are replaced before giving up."""
 

@@ -321,20 +321,9 @@ def test_a_folder_in_the_place_of_the_result(capsys, monkeypatch, tmp_path) -> N
 
 def test_a_stream_that_lacks_a_letter_gets_the_rest(tmp_path) -> None:
     """The table of a run that has succeeded names λ."""
-    command = [
-        sys.executable,
-        "-m",
-        "thermodiff",
-        "entropy",
-        "--exact",
-        "--schedule",
-        "VP",
-        "--samples",
-        "100",
-        "--nodes",
-        "8",
-    ]
+    command = [sys.executable, "-m", "thermodiff", "entropy", "--exact", "--schedule", "VP", "--samples", "100"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([*command, "--out", str(tmp_path)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "S_tot" in done.stdout or "total" in done.stdout
+    assert "window ? = " in done.stdout
+    assert "total" in done.stdout

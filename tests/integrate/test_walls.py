@@ -46,7 +46,7 @@ def mean_between(energy, low: float, high: float) -> float:
 
 
 @pytest.mark.parametrize(("drift", "energy"), [(falling, lambda x: x), (pulled, lambda x: (x - 0.3) ** 2)])
-def test_heun_keeps_its_order_at_mirrors(drift, energy) -> None:
+def test_heun_is_far_better_than_euler_at_mirrors(drift, energy) -> None:
     """At dt = 0.1 Euler's mean is 2 to 6 % off, and Heun's was with slopes taken at the place that was folded to."""
     process, n = td.Langevin(drift, dim=1, boundaries={0: ("reflecting", 0.0, 3.0)}), 200_000
     exact = mean_between(energy, 0.0, 3.0)
@@ -99,7 +99,7 @@ def test_an_equilibrium_on_a_ring_gives_no_heat(method: str) -> None:
     process = td.Langevin(bowl, (1.0,), 0.5, dim=1, boundaries={0: ("periodic", -1.0, 1.0)})
     path = td.simulate(process, start, 4.0, 4e-3, method=method, rng=1, heat=True)
     gap = path.heat[-1] + 0.5 * (path.final[:, 0] ** 2 - start[:, 0] ** 2)
-    # The force jumps at the ends, where the rule for the heat is of order 1/2.
+    # The force jumps at the ends, where the rule for the heat converges slowly.
     assert np.sqrt(np.mean(gap**2)) < 0.12
     assert abs(path.heat[-1].mean()) < 4.0 * path.heat[-1].std() / np.sqrt(len(start)) + 0.01
 
@@ -109,8 +109,12 @@ def test_rk4_goes_around_a_ring_as_on_the_line() -> None:
     def sailing(x, t):
         return (2.0 + math.cos(math.pi * x[0]),)
 
+    @td.drift
+    def sailing_here(x, t):
+        return (2.0 + math.cos(math.pi * x[0]) if -1.0 <= x[0] <= 1.0 else math.nan,)
+
     start = np.linspace(-1.0, 0.999, 50)[:, None]
-    ring = td.Langevin(sailing, dim=1, diffusivity=0.0, boundaries={0: ("periodic", -1.0, 1.0)})
+    ring = td.Langevin(sailing_here, dim=1, diffusivity=0.0, boundaries={0: ("periodic", -1.0, 1.0)})
     line = td.Langevin(sailing, dim=1, diffusivity=0.0)
     around, along = (td.simulate(process, start, 3.0, 0.01).final for process in (ring, line))
     np.testing.assert_allclose(around, (along + 1.0) % 2.0 - 1.0, atol=1e-12)
@@ -131,7 +135,9 @@ def test_mirrors_across_correlated_noise_are_warned_of() -> None:
     mirror = {0: ("reflecting", 0.0, 1.0)}
     with pytest.warns(RuntimeWarning, match="the reflecting coordinate 0 shares its noise with others"):
         td.simulate(td.Langevin(resting, diffusivity=[[1.0, 0.8], [0.8, 1.0]], dim=2, boundaries=mirror), **given)
-    for level in (1.0, [[1.0, 0.0], [0.0, 2.0]]):
+    # The last has no value at t = 0, where no step begins.
+    given["times"] = [1.0, 1.1]
+    for level in (1.0, [[1.0, 0.0], [0.0, 2.0]], lambda t: math.sqrt(t - 1.0)):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             td.simulate(td.Langevin(resting, diffusivity=level, dim=2, boundaries=mirror), **given)

@@ -121,7 +121,7 @@ def simulate(
     heat : bool
         Also keep the heat Q given to the bath along each path, the integral of f . dx (Stratonovich), f being the force on
         an overdamped particle of mobility 1: of second order for a force that is a gradient, of first order otherwise (it
-        misses the area enclosed within a step), and of order 1/2 where the force jumps.
+        misses the area enclosed within a step); where the force jumps its mean converges about as the root of dt.
     work : bool
         Also keep the work W done on each path by what changes the potential in time, the integral of dU/dt at fixed x: of
         second order, and zero for a potential that rests.  The energy changes by W - Q.
@@ -153,7 +153,6 @@ def simulate(
         raise TypeError(f"simulate: it needs a Langevin process, got {type(process).__name__}.")
     x0, grid = points("x0", x0, process.dim), Grid.of(times, dt, process.dim)
     _require_inside(process, x0)
-    _warn_of_oblique_mirrors(process)
     rule = _method(process, method)
     if rule in ("milstein", "weak2"):
         _require_own_noise(process, x0[0], float(grid.times[0]), rule)
@@ -169,6 +168,7 @@ def simulate(
     key = seed_words(rng)
     saved = None
     mix = process.mix(grid.middles if callable(process.diffusivity) else grid.times[:1])
+    _warn_of_oblique_mirrors(process, mix[0])
     if checkpoint is not None:
         description = _description(process, x0, grid, mix, rule, also, per_task, reduce)
         saved = Checkpoint(FilePath(checkpoint), description, rng, key)
@@ -246,11 +246,8 @@ def _require_own_noise(process: Langevin, x: FloatArray, t: float, method: str) 
         )
 
 
-def _warn_of_oblique_mirrors(process: Langevin) -> None:
+def _warn_of_oblique_mirrors(process: Langevin, factor: FloatArray) -> None:
     """Warn of mirrors for coordinates whose noise goes with that of others: they are not walls without a flux."""
-    if process.state_dependent or not np.any(process.walls[:, 0] == langevin.REFLECTING):
-        return
-    factor = process.mix(np.zeros(1))[0]
     if factor.shape[1] == 1:
         return
     tied = np.abs(factor @ factor.T) > 1e-12 * np.abs(factor).max() ** 2

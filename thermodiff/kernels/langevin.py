@@ -107,7 +107,7 @@ def _evaluate(field, x, row, params, out, walls, sides):
     """A drift at points that may have left the walls, of which there are none where ``sides`` is empty; x is carried back.
 
     Behind a mirror the drift is that of the image, turned round: dynamics on the unfolded line, symmetric about the walls,
-    fold to those between them.  This keeps the second order of Heun's rule.
+    fold to those between them.  Without the turn Heun's rule is of first order there, as Euler's.
     """
     if sides.size > 0:
         _reflect(x, walls, sides)

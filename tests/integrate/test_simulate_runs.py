@@ -1,5 +1,6 @@
 """Runs of `simulate` that write as they go, die and go on: files, checkpoints, killed workers, memory."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -126,6 +127,77 @@ def test_the_checkpoint_of_a_seeded_run_has_its_bits(whole: td.Path, tmp_path: P
     with pytest.raises(Stop):
         td.simulate(WELL, X0, checkpoint=tmp_path, progress=stop_at(2), **GIVEN)
     same(td.simulate(WELL, X0, checkpoint=tmp_path, **GIVEN), whole)
+
+
+class Extremes:
+    """Least and largest state at each time, and the mean of all, as a nested value."""
+
+    def of(self, states):
+        return {"ends": [states.min(axis=1), states.max(axis=1)], "sum": (states.shape[1], states.sum(axis=1))}
+
+    def merge(self, one, two):
+        ends = [np.minimum(one["ends"][0], two["ends"][0]), np.maximum(one["ends"][1], two["ends"][1])]
+        return {"ends": ends, "sum": (one["sum"][0] + two["sum"][0], one["sum"][1] + two["sum"][1])}
+
+    def result(self, total):
+        return [*total["ends"], total["sum"][1] / total["sum"][0]]
+
+
+@pytest.mark.parametrize("also", [{}, {"heat": True}])
+@pytest.mark.parametrize("damage", ["none", "chunk", "total"])
+def test_statistics_go_on_to_the_same_bits(also: dict, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thermodiff.integrate.checkpoint.PATIENCE", 0.0)
+    given = GIVEN | {"heat": False, "reduce": Extremes()} | also
+    whole = td.simulate(WELL, X0, **given)
+    with pytest.raises(Stop):
+        td.simulate(WELL, X0, checkpoint=tmp_path, progress=stop_at(4), **given)
+    heats = [f"chunk-{k:07d}.npz" for k in range(4)] if also else []
+    assert sorted(file.name for file in tmp_path.iterdir()) == [*heats, "run.json", "total.npz"]
+    warned = damage == "total" or (damage == "chunk" and also)
+    if damage != "none" and warned:
+        file = tmp_path / ("total.npz" if damage == "total" else "chunk-0000001.npz")
+        file.write_bytes(file.read_bytes()[:-1])
+    with pytest.warns(RuntimeWarning, match="computed again") if warned else contextlib.nullcontext():
+        path = td.simulate(WELL, X0, checkpoint=tmp_path, **given)
+    for _ in range(2):
+        for one, two in zip(path.reduced, whole.reduced, strict=True):
+            np.testing.assert_array_equal(one, two)
+        if also:
+            np.testing.assert_array_equal(path.heat, whole.heat)
+        # And again, from what is on the disk alone.
+        path = td.simulate(WELL, X0, checkpoint=tmp_path, **given)
+    with pytest.raises(ValueError, match=r"holds another run \(it differs in reduce\)"):
+        td.simulate(WELL, X0, checkpoint=tmp_path, **given | {"reduce": td.Moments()})
+
+
+def test_a_damaged_chunk_is_computed_again(whole: td.Path, tmp_path: Path) -> None:
+    td.simulate(WELL, X0, checkpoint=tmp_path, **GIVEN)
+    file = tmp_path / "chunk-0000001.npz"
+    good = file.read_bytes()
+    file.write_bytes(good[:100])
+    with pytest.warns(RuntimeWarning, match=r"chunk-0000001\.npz is damaged, or of another run"):
+        same(td.simulate(WELL, X0, checkpoint=tmp_path, **GIVEN), whole)
+    assert file.stat().st_size == len(good)
+    same(td.simulate(WELL, X0, checkpoint=tmp_path, **GIVEN), whole)
+
+
+def test_lost_paths_are_remembered_with_the_statistics(tmp_path: Path) -> None:
+    given = {"times": 3.0, "dt": 0.1, "rng": 0, "reduce": td.Moments(), "on_divergence": "mark", "chunk": 1}
+    run_away = td.Langevin(outward, diffusivity=0.5, dim=1)
+    whole = td.simulate(run_away, X0, **given)
+    assert 0 < whole.diverged.sum() < N
+    for _ in range(2):
+        path = td.simulate(run_away, X0, checkpoint=tmp_path, **given)
+        np.testing.assert_array_equal(path.diverged, whole.diverged)
+        assert path.reduced["n"] == N - whole.diverged.sum()
+        np.testing.assert_array_equal(path.reduced["mean"], whole.reduced["mean"])
+    with pytest.raises(td.DivergenceError, match=rf"{whole.diverged.sum()} of {N} paths"):
+        td.simulate(run_away, X0, checkpoint=tmp_path, **given | {"on_divergence": "raise"})
+
+
+@td.drift
+def outward(x, t):
+    return (x[0] * x[0] * x[0],)
 
 
 @td.drift

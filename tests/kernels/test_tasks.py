@@ -78,3 +78,8 @@ def test_tasks_are_worth_handing_out_and_many_where_there_is_work(paths: int, st
     if paths * steps >= 16 * TASK_STEPS:
         # With fewer than some ten tasks the last of them would be waited for.
         assert -(-blocks // per_task) >= min(blocks, 16)
+
+
+def test_longer_tasks_for_whoever_writes_each_to_a_file() -> None:
+    assert blocks_per_task(10**6, 10**4, 2**28) == -(-(2**28) // (LANES * 10**4))
+    assert blocks_per_task(10**6, 1, 2**28) == MOST_BLOCKS

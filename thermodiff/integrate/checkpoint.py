@@ -5,16 +5,34 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import time
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from thermodiff._check import write_atomically
+from thermodiff.integrate.packing import packed, unpacked
+from thermodiff.integrate.reducers import Reducer
+from thermodiff.processes import Langevin, Linear
 
 SEAL = 32
 """Bytes at the end of a chunk's file, which say of which run and which chunk it is, and that it is whole."""
+TOTAL = 2**64 - 1
+"""In place of a chunk's number, for what a reducer has so far."""
+PATIENCE = 1.0
+"""Seconds between two records of what a reducer has so far, at least."""
+
+
+class Total(NamedTuple):
+    """What a reducer made of the first ``done`` chunks (``begun``: of any path), and which of their paths were lost."""
+
+    done: int
+    begun: bool
+    value: Any
+    lost: npt.NDArray[np.int64]
 
 
 def require_folder(name: str, folder: Path) -> None:
@@ -27,6 +45,8 @@ def require_folder(name: str, folder: Path) -> None:
 class Checkpoint:
     """A directory with ``run.json``, which says what run it is, and one ``.npz`` for each finished chunk.
 
+    Of a run with a reducer, ``total.npz`` holds what it has so far, and there are chunks for heat and work only.
+
     Raises
     ------
     ValueError
@@ -35,8 +55,7 @@ class Checkpoint:
 
     def __init__(self, directory: Path, description: dict[str, Any], rng: Any, key: npt.NDArray[np.uint32]) -> None:
         self.directory, self.key = directory, key
-        if description["reduce"] is not None:
-            raise ValueError("checkpoint= keeps states; it does not go with reduce=.")
+        self._since = time.monotonic()
         if directory == Path():
             raise ValueError("checkpoint must name a folder for this run alone, got the current folder; name another.")
         require_folder("checkpoint", directory)
@@ -58,7 +77,7 @@ class Checkpoint:
                 raise ValueError(
                     f"{directory} holds another run (it differs in {', '.join(_asked(other))}); choose another directory."
                 )
-        elif any(directory.glob("chunk-*.npz")):
+        elif any(directory.glob("chunk-*.npz")) or (directory / "total.npz").exists():
             raise ValueError(f"{directory} holds chunks but no run.json that says of which run; choose another directory.")
         self.run = json.dumps({**description, "key": self.key.tolist()}, sort_keys=True).encode()
 
@@ -69,32 +88,62 @@ class Checkpoint:
         """Chunks that are still to be computed."""
         return [k for k in range(chunks) if not self._file(k).exists()]
 
-    def load(self, k: int) -> dict[str, np.ndarray]:
-        """A finished chunk.
-
-        Raises
-        ------
-        ValueError
-            If its file is not what `save` wrote for this chunk of this run.
-        """
-        content = self._file(k).read_bytes()
-        if content[-SEAL:] != self._seal(k, content[:-SEAL]):
-            raise ValueError(f"{self._file(k)} is damaged; delete it, and its chunk is computed again.")
-        with np.load(io.BytesIO(content[:-SEAL]), allow_pickle=False) as stored:
+    def load(self, k: int) -> dict[str, np.ndarray] | None:
+        """A finished chunk; None, with a warning, where its file is not what `save` wrote for this chunk of this run."""
+        content = self._read(self._file(k), k)
+        if content is None:
+            return None
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             return dict(stored)
 
     def save(self, k: int, piece: dict[str, np.ndarray]) -> None:
-        """Write a finished chunk; half a file is never seen.
+        """Write a finished chunk; half a file is never seen."""
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **piece)
+        self._write(self._file(k), k, buffer.getvalue())
 
-        The record of the run comes with the first one: a run that fails before leaves nothing in the way of a mended one.
+    def total(self) -> Total | None:
+        """What the reducer had; None where it had nothing, or, with a warning, where its file is damaged."""
+        file = self.directory / "total.npz"
+        content = self._read(file, TOTAL) if file.exists() else None
+        return None if content is None else Total(*unpacked(content))
+
+    def due(self) -> bool:
+        """Whether it is time for another record of what the reducer has."""
+        return time.monotonic() - self._since > PATIENCE
+
+    def save_total(self, total: Total) -> None:
+        """Write what the reducer has so far.
+
+        Raises
+        ------
+        TypeError
+            If it cannot be written without a pickle.
         """
+        try:
+            content = packed(tuple(total))
+        except TypeError as error:
+            raise TypeError(
+                f"checkpoint: the reducer's `of` or `merge` gave a {error}, or run without checkpoint=."
+            ) from None
+        self._write(self.directory / "total.npz", TOTAL, content)
+        self._since = time.monotonic()
+
+    def _read(self, file: Path, k: int) -> bytes | None:
+        content = file.read_bytes()
+        if content[-SEAL:] != self._seal(k, content[:-SEAL]):
+            warnings.warn(
+                f"{file} is damaged, or of another run; what it held is computed again.", RuntimeWarning, stacklevel=2
+            )
+            return None
+        return content[:-SEAL]
+
+    def _write(self, file: Path, k: int, content: bytes) -> None:
+        """The record of the run comes with the first: a run that fails before leaves nothing in the way of a mended one."""
         if not self._begun:
             write_atomically(self.directory / "run.json", self.run)
             self._begun = True
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **piece)
-        content = buffer.getvalue()
-        write_atomically(self._file(k), content + self._seal(k, content))
+        write_atomically(file, content + self._seal(k, content))
 
     def _seal(self, k: int, content: bytes) -> bytes:
         digest = hashlib.blake2b(self.run, digest_size=SEAL)
@@ -107,3 +156,41 @@ def _asked(names: list[str]) -> list[str]:
     """What was asked for differently: the counts of steps follow from the times and dt, and the chunks from the steps."""
     names = ["dt" if name == "counts" else name for name in names if name != "counts" or "times" not in names]
     return [name for name in names if name != "chunk" or not {"dt", "times", "x0"} & set(names)]
+
+
+def description(
+    process: Langevin, x0: npt.NDArray[np.float64], times: npt.NDArray[np.float64], mix: npt.NDArray[np.float64]
+) -> dict[str, Any]:
+    """What must be the same of a process and its starts when a run goes on."""
+    from thermodiff.kernels.user import fingerprint
+
+    # A D(t) is known by its values: it may be an object of any kind.
+    noise = process.diffusivity if process.state_dependent else mix
+    drift = "linear" if isinstance(process, Linear) else fingerprint(process.drift)
+    code = [drift, fingerprint(noise) if callable(noise) else _digest(np.ascontiguousarray(noise).tobytes())]
+    return {
+        "process": repr(process),
+        "code": _digest(repr(code[0]).encode()),
+        "params": process.params.tolist(),
+        "diffusivity": _digest(repr(code[1]).encode()),
+        "diffusivity_params": process.diffusivity_params.tolist(),
+        "interpretation": process.interpretation,
+        "walls": process.walls.tolist(),
+        "x0": _digest(x0.tobytes()),
+        "times": times.tolist(),
+    }
+
+
+def reducer_description(reduce: Reducer | None) -> str | None:
+    """The class of a reducer, what its methods compute, and its numbers."""
+    if reduce is None:
+        return None
+    from thermodiff.kernels.user import fingerprint
+
+    methods = [getattr(getattr(reduce, name), "__func__", getattr(reduce, name)) for name in ("of", "merge", "result")]
+    content = [fingerprint(method) for method in methods] + [fingerprint(getattr(reduce, "__dict__", {}))]
+    return f"{type(reduce).__qualname__} {_digest(repr(content).encode())}"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thermodiff.integrate.checkpoint import require_folder
+from thermodiff.integrate.checkpoint import Total, require_folder
 from thermodiff.integrate.path import Path
 from thermodiff.integrate.reducers import Reducer, Running
 
@@ -73,6 +73,19 @@ class Kept:
         if kind is not None and self.file is not None:
             _remove(self.file.temporary)
 
+    def begin(self, total: Total | None) -> int:
+        """Go on from what a reducer had; returns of how many chunks."""
+        if total is None or self.running is None:
+            return 0
+        self.running.total, self.running.begun = total.value, total.begun
+        self.lost[total.lost] = True
+        return total.done
+
+    def total(self, done: int) -> Total:
+        """What the reducer has after ``done`` pieces."""
+        assert self.running is not None
+        return Total(done, self.running.begun, self.running.total, np.flatnonzero(self.lost))
+
     def put(self, part: slice, piece: dict[str, Any]) -> None:
         """Take the paths ``part``."""
         if self.states is not None:
@@ -80,7 +93,7 @@ class Kept:
         for name, values in self.also.items():
             values[:, part] = piece[name]
         if self.running is not None:
-            self.running.add(piece["reduced"])
+            self.running.add(piece.get("reduced", []))
         self.lost[part] = piece["lost"]
 
     def path(self, times: FloatArray, key: tuple[int, int] | None, marked: bool) -> Path:

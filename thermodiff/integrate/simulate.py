@@ -6,6 +6,7 @@ import math
 import os
 import time
 import warnings
+from collections.abc import Generator
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -18,14 +19,14 @@ import numpy.typing as npt
 from thermodiff._check import DivergenceError, above, choice, count, points, seed_words
 from thermodiff._progress import Progress, reporting
 from thermodiff._tasks import in_order
-from thermodiff.integrate.checkpoint import Checkpoint
+from thermodiff.integrate.checkpoint import Checkpoint, description, reducer_description
 from thermodiff.integrate.kept import Kept
 from thermodiff.integrate.path import Path
 from thermodiff.integrate.reducers import Reducer
 from thermodiff.integrate.stability import MOST_PATHS, MOST_TIMES, sampled, warn_if_too_large
 from thermodiff.kernels import langevin
 from thermodiff.kernels.jit import LANES
-from thermodiff.kernels.tasks import blocks_per_task
+from thermodiff.kernels.tasks import TASK_STEPS, blocks_per_task
 from thermodiff.processes import Langevin, Linear
 
 FloatArray = npt.NDArray[np.float64]
@@ -35,6 +36,8 @@ MOST_NORMALS = 2**34
 """Normals of a path: four for each value of the 32 bits that count them."""
 COUNTING = 5.0
 """Seconds that a run goes on to count lost paths before it raises."""
+SAVED_TASKS, SAVED_STEPS = 256, 2**28
+"""Tasks of a run with a checkpoint, and the most steps of one: each is a file, and an hour's run must not make a million."""
 MOST_RERUN = 256
 """Blocks with lost paths that are run again to find the first time."""
 RULES = {
@@ -131,7 +134,8 @@ def simulate(
         Where to write the states as they come: a ``.npy`` file, a ``.zarr`` store (needs the package zarr), or an array
         (T, n, d) that takes slices.
     checkpoint : path, optional
-        Directory for finished chunks: the same call, made again after a crash, goes on from there.
+        Directory for finished chunks, or for what a reducer has so far: the same call, made again after a crash, goes on
+        from there, to the same bits.
     on_divergence : {"raise", "mark"}
         What to do with paths that leave the finite numbers: raise `DivergenceError`, or go on and mark them.
     executor, chunk
@@ -164,14 +168,19 @@ def simulate(
     if reduce is not None and (isinstance(reduce, type) or not isinstance(reduce, Reducer)):
         raise TypeError(f"reduce must have the methods of, merge and result, got {type(reduce).__name__}; pass Moments().")
     also = tuple(name for name, wanted in (("heat", heat), ("work", work)) if wanted)
-    per_task = blocks_per_task(len(x0), int(grid.counts.sum()) * process.dim) if chunk is None else count("chunk", chunk)
-    key = seed_words(rng)
-    saved = None
+    key, saved = seed_words(rng), None
+    steps = int(grid.counts.sum()) * process.dim
+    if chunk is None:
+        longest = TASK_STEPS if checkpoint is None else max(TASK_STEPS, min(len(x0) * steps // SAVED_TASKS, SAVED_STEPS))
+        per_task = blocks_per_task(len(x0), steps, longest)
+    else:
+        per_task = count("chunk", chunk)
     mix = process.mix(grid.middles if callable(process.diffusivity) else grid.times[:1])
     _warn_of_oblique_mirrors(process, mix[0])
     if checkpoint is not None:
-        description = _description(process, x0, grid, mix, rule, also, per_task, reduce)
-        saved = Checkpoint(FilePath(checkpoint), description, rng, key)
+        how = {"counts": grid.counts.tolist(), "method": rule, "heat": heat, "work": work, "chunk": per_task}
+        whole = description(process, x0, grid.times, mix) | how | {"reduce": reducer_description(reduce)}
+        saved = Checkpoint(FilePath(checkpoint), whole, rng, key)
         key = saved.key
     run = _Run(process, grid, mix, key, RULES[rule], heat, work, reduce)
     begin = float(grid.times[0]), float(grid.widths[0]), x0[sampled(len(x0), MOST_PATHS)]
@@ -179,21 +188,17 @@ def simulate(
     size = per_task * LANES
     ranges = [slice(first, min(first + size, len(x0))) for first in range(0, len(x0), size)]
     kept = Kept.made((len(grid.times), *x0.shape), size, also, reduce, out)
-    todo = list(range(len(ranges))) if saved is None else saved.missing(len(ranges))
-    missing = set(todo)
-    found = in_order(run, len(todo), executor, inputs=lambda j: (ranges[todo[j]], x0[ranges[todo[j]]]))
+    found = _pieces(run, x0, ranges, executor, saved, kept)
     lost, since = [], math.inf
     # Whatever ends this early stops the tasks that have not begun.
     with closing(found), kept, reporting(progress, "simulate") as report:
-        for k, part in enumerate(ranges):
-            new = saved is None or k in missing
-            piece = saved.load(k) if saved is not None and not new else next(found)
+        for k, (part, piece) in enumerate(zip(ranges, found, strict=True)):
             seen = piece.pop("seen", None)
-            if new and saved is not None:
-                saved.save(k, piece)
             if seen is not None and not warned:
                 warned = warn_if_too_large(process, _later(grid, seen), stacklevel=2)
             kept.put(part, piece)
+            if saved is not None and "reduced" in piece and (k + 1 == len(ranges) or saved.due()):
+                saved.save_total(kept.total(k + 1))
             lost.append(piece["lost"])
             if piece["lost"].any() and on_divergence == "raise":
                 since = min(since, time.monotonic())
@@ -203,6 +208,36 @@ def simulate(
         if since < math.inf:
             _raise_divergence(run, x0, np.concatenate(lost))
     return kept.path(grid.times, (int(key[0]), int(key[1])) if not process.noiseless else None, on_divergence == "mark")
+
+
+def _pieces(
+    run: _Run, x0: FloatArray, ranges: list[slice], executor: Executor | None, saved: Checkpoint | None, kept: Kept
+) -> Generator[dict[str, Any], None, None]:
+    """The pieces of all ranges in order: from the checkpoint, or computed, and saved there."""
+    chunks = range(len(ranges))
+    merged = kept.begin(None if saved is None else saved.total()) if run.reduce is not None else 0
+    filed = saved is not None and (run.reduce is None or run.heat or run.work)
+    there = set(chunks) - set(saved.missing(len(ranges))) if saved is not None and filed else set(chunks[:merged])
+    # What a reducer has not merged is computed again, for its part is in no file.
+    todo = [k for k in chunks if k not in there or (run.reduce is not None and k >= merged)]
+    missing = set(todo)
+    with closing(in_order(run, len(todo), executor, inputs=lambda j: (ranges[todo[j]], x0[ranges[todo[j]]]))) as found:
+        for k, part in enumerate(ranges):
+            piece = None
+            if k in missing:
+                piece = next(found)
+            elif saved is None or not filed:
+                piece = {"lost": kept.lost[part]}
+            else:
+                piece = saved.load(k)
+            again = piece is None
+            if piece is None:
+                piece = run((part, x0[part]))
+            if saved is not None and filed and (again or k in missing):
+                saved.save(k, {name: value for name, value in piece.items() if name not in ("reduced", "seen")})
+            if k < merged:
+                piece.pop("reduced", None)
+            yield piece
 
 
 def _require_inside(process: Langevin, x0: FloatArray) -> None:
@@ -428,41 +463,3 @@ def _first_bad_time(run: _Run, block: int, x: FloatArray, latest: float) -> floa
                 return float(times[int(np.argmax(bad))])
             x, done = states[-1, :, :n].T.copy(), done + size
     return float(run.grid.times[-1])
-
-
-def _description(
-    process: Langevin,
-    x0: FloatArray,
-    grid: Grid,
-    mix: FloatArray,
-    method: str,
-    also: tuple[str, ...],
-    per_task: int,
-    reduce: Reducer | None,
-) -> dict[str, Any]:
-    """What must be the same when a run goes on from a checkpoint."""
-    from hashlib import sha256
-
-    from thermodiff.kernels.user import fingerprint
-
-    # A D(t) is known by its values: it may be an object of any kind.
-    noise = process.diffusivity if process.state_dependent else mix
-    drift = "linear" if isinstance(process, Linear) else fingerprint(process.drift)
-    code = [drift, fingerprint(noise) if callable(noise) else sha256(np.ascontiguousarray(noise).tobytes()).hexdigest()]
-    return {
-        "process": repr(process),
-        "code": sha256(repr(code[0]).encode()).hexdigest(),
-        "params": process.params.tolist(),
-        "diffusivity": sha256(repr(code[1]).encode()).hexdigest(),
-        "diffusivity_params": process.diffusivity_params.tolist(),
-        "interpretation": process.interpretation,
-        "walls": process.walls.tolist(),
-        "x0": sha256(x0.tobytes()).hexdigest(),
-        "times": grid.times.tolist(),
-        "counts": grid.counts.tolist(),
-        "method": method,
-        "heat": "heat" in also,
-        "work": "work" in also,
-        "chunk": per_task,
-        "reduce": None if reduce is None else repr(reduce),
-    }

@@ -23,12 +23,12 @@ TASK_STEPS = 1 << 21
 """Steps of one coordinate in one task, about: some milliseconds, beside which handing it out costs nothing."""
 
 
-def blocks_per_task(paths: int, steps: int) -> int:
-    """Blocks for each task of a run of ``paths`` paths and ``steps`` steps (times coordinates).
+def blocks_per_task(paths: int, steps: int, wanted: int = TASK_STEPS) -> int:
+    """Blocks for each task of a run of ``paths`` paths and ``steps`` steps (times coordinates), of ``wanted`` steps or more.
 
     Few, so that workers end together, and independent of their number: a run that goes on elsewhere has the same tasks.
     """
-    worthwhile = -(-TASK_STEPS // (LANES * max(steps, 1)))
+    worthwhile = -(-wanted // (LANES * max(steps, 1)))
     return min(worthwhile, -(-paths // LANES), MOST_BLOCKS)
 
 

@@ -85,6 +85,32 @@ def test_noise_of_a_diffusivity_that_depends_on_time() -> None:
     assert td.Langevin(swirl, (1.0, 2.0), np.exp, dim=2).mix(times).shape == (3, 2, 1)
 
 
+@pytest.mark.parametrize(
+    "diffusivity",
+    [lambda t: 1.0 + t, lambda t: [1.0, 0.5 * t], lambda t: np.array([t, 0.1]), lambda t: np.diag([1.0, t]) + 0.01],
+)
+def test_noise_in_time_is_that_of_each_time(diffusivity) -> None:
+    process, times = td.Langevin(closure(0.5), (), diffusivity, dim=2), np.array([0.1, 0.5, 2.0])
+    mix = process.mix(times)
+    for k, t in enumerate(times):
+        np.testing.assert_array_equal(mix[k], noise_factor(diffusivity(t), 2))
+
+
+@pytest.mark.parametrize(
+    ("diffusivity", "message"),
+    [
+        (lambda t: 1.0 - t, "diffusivity at t = 2 must not be negative"),
+        (lambda t: np.inf if t == 0.5 else 1.0, "diffusivity at t = 0.5"),
+        (lambda t: "x" if t == 0.5 else 1.0, "diffusivity at t = 0.5"),
+        (lambda t: [1.0] * (2 if t < 1.0 else 3), "diffusivity at t = 2"),
+    ],
+)
+def test_the_time_of_bad_noise_is_told(diffusivity, message: str) -> None:
+    process = td.Langevin(closure(0.5), (), diffusivity, dim=2)
+    with pytest.raises((TypeError, ValueError), match=message):
+        process.mix(np.array([0.1, 0.5, 2.0]))
+
+
 def test_what_is_noiseless() -> None:
     def process(level):
         return td.Langevin(swirl, (1.0, 2.0), level, dim=2)

@@ -157,10 +157,14 @@ class Langevin:
             return np.zeros((1, self.dim, 1))
         if not callable(self.diffusivity):
             return noise_factor(self.diffusivity, self.dim)[None]
-        first = noise_factor(self.diffusivity(float(times[0])), self.dim, float(times[0]))
+        given = [self.diffusivity(float(t)) for t in times]
+        first = noise_factor(given[0], self.dim, float(times[0]))
+        levels = _levels_of(given, self.dim)
+        if levels is not None:
+            return np.sqrt(2.0 * levels)[:, :, None]
         result = np.empty((times.size, *first.shape))
         for k, t in enumerate(times):
-            factor = noise_factor(self.diffusivity(float(t)), self.dim, float(t))
+            factor = noise_factor(given[k], self.dim, float(t))
             if factor.shape != result.shape[1:]:
                 raise ValueError(f"diffusivity(t) must keep its shape; it changes at t = {t:g}.")
             result[k] = factor
@@ -309,6 +313,20 @@ def noise_factor(diffusivity: Any, dim: int, t: float | None = None) -> FloatArr
     if level[0] < -1e-12 * max(level[-1], 0.0):
         raise ValueError(f"{name}: the matrix has the negative eigenvalue {level[0]:g}; it must be positive semi-definite.")
     return axes * np.sqrt(2.0 * np.maximum(level, 0.0))
+
+
+def _levels_of(given: list[Any], dim: int) -> FloatArray | None:
+    """Diagonals (times, d) of values that are all numbers or all diagonals without a fault; None for others.
+
+    At once, since looking at each takes longer than the steps of a thousand paths.
+    """
+    try:
+        levels = np.array(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    if levels.shape not in ((len(given),), (len(given), dim)) or not np.all(np.isfinite(levels)) or np.any(levels < 0.0):
+        return None
+    return np.broadcast_to(levels[:, None] if levels.ndim == 1 else levels, (len(given), dim)).copy()
 
 
 def _end(name: str, value: Any, kind: str) -> float:

@@ -140,8 +140,13 @@ def test_same_bits_for_any_executor_and_chunk(dt: float, low: float) -> None:
         ({"high": 0.0}, "3 of 3 paths start at or beyond a level"),
         ({"high": 1.0, "coordinate": 1}, "coordinate must be below dim = 1"),
         ({"high": 1.0, "dt": 0.0}, "dt must be positive"),
-        ({"high": 1.0, "t_max": -1.0}, "t_max must be positive"),
-        ({"high": 1.0, "dt": 1e-30}, r"t_max / dt asks for 1e\+30 steps, and .* enough for 4294967296; use a larger dt"),
+        ({"high": 1.0, "t_max": -1.0}, "t_max must be later than the start at t0 = 0, got -1"),
+        ({"high": 1.0, "t0": 1.0}, "t_max must be later than the start at t0 = 1, got 1"),
+        ({"high": 1.0, "on_divergence": "x"}, "on_divergence"),
+        (
+            {"high": 1.0, "dt": 1e-30},
+            r"\(t_max - t0\) / dt asks for 1e\+30 steps, and .* enough for 4294967296; use a larger dt",
+        ),
         ({"low": -1e-200, "high": 1e-200}, "low and high are 2e-200 apart, which float64 cannot square"),
         ({"high": np.nan}, "high must be finite, got nan"),
     ],
@@ -152,12 +157,7 @@ def test_bad_arguments_get_a_sentence(keywords: dict, message: str) -> None:
         first_passage(drifted(0.0, 0.5), np.zeros((3, 1)), **given)
 
 
-def test_noise_that_is_not_constant_is_refused() -> None:
-    process = td.Langevin(constant, params=(0.0,), diffusivity=lambda t: 1.0 + t, dim=1)
-    with pytest.raises(ValueError, match="constant diffusivity and no walls"):
-        first_passage(process, np.zeros((3, 1)), t_max=1.0, dt=0.1, high=1.0)
-    with pytest.raises(ValueError, match="coordinate 0 has no noise"):
-        first_passage(drifted(1.0, 0.0), np.zeros((3, 1)), t_max=1.0, dt=0.1, high=1.0)
+def test_what_is_no_process_is_refused() -> None:
     with pytest.raises(TypeError, match="needs a Langevin process, got str"):
         first_passage("x", np.zeros((3, 1)), t_max=1.0, dt=0.1, high=1.0)
 
@@ -174,8 +174,14 @@ def test_levels_that_are_no_numbers() -> None:
 def test_a_path_that_leaves_the_numbers_ends() -> None:
     """Though its step is long beside the distance between the levels."""
     process = td.Langevin(away, diffusivity=0.5, dim=1)
-    with pytest.raises(td.DivergenceError, match="3 of 3 paths left the finite numbers"):
-        first_passage(process, np.full((3, 1), 0.5), t_max=100.0, dt=50.0, low=0.0, high=1.0, rng=0)
+    given = {"t_max": 100.0, "dt": 50.0, "low": 0.0, "high": 1.0, "rng": 0}
+    with pytest.raises(td.DivergenceError, match=r'3 of 3 paths left the finite numbers; .* on_divergence="mark"'):
+        first_passage(process, np.full((3, 1), 0.5), **given)
+    found = first_passage(process, np.full((3, 1), 0.5), on_divergence="mark", **given)
+    assert found.diverged is not None
+    assert found.diverged.all()
+    assert np.isnan(found.times).all()
+    assert not found.sides.any()
 
 
 def test_a_step_that_is_too_large_is_noticed() -> None:

@@ -6,15 +6,17 @@ from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from thermodiff._check import DivergenceError, above, count, finite_number, points, seed_words
+from thermodiff._check import DivergenceError, above, choice, count, finite_number, points, seed_words
 from thermodiff._progress import Progress, reporting
 from thermodiff._tasks import in_order
+from thermodiff.integrate.boundaries import require_inside, warn_of_oblique_mirrors
 from thermodiff.integrate.stability import MOST_PATHS, sampled, warn_if_too_large
+from thermodiff.kernels import langevin
 from thermodiff.kernels.jit import LANES
 from thermodiff.kernels.passage import passage
 from thermodiff.kernels.tasks import blocks_per_task
@@ -22,6 +24,8 @@ from thermodiff.processes import Langevin
 
 FloatArray = npt.NDArray[np.float64]
 
+MOST_LEVELS = 2**24
+"""Values of a D(t), one for each step."""
 CLOSEST = 1e-150
 """Least distance of the levels."""
 
@@ -33,19 +37,22 @@ class Passage:
     Attributes
     ----------
     times : (n,) array
-        Time of the first touch; inf for paths that had not touched a level by ``t_max``.
+        Time of the first touch; inf for paths that had not touched a level by ``t_max``, nan for lost ones.
     sides : (n,) array of int
         +1 where the upper level was touched, -1 the lower, 0 neither.
     states : (n, d) array
         State when the path stopped; the other coordinates are those at the end of the step of the touch.
     key : tuple of int
         The random key.
+    diverged : (n,) array of bool, optional
+        Paths that left the finite numbers, with ``on_divergence="mark"``.
     """
 
     times: FloatArray
     sides: npt.NDArray[np.int64]
     states: FloatArray
     key: tuple[int, int]
+    diverged: npt.NDArray[np.bool_] | None = None
 
     def __repr__(self) -> str:
         done = int(np.count_nonzero(self.sides))
@@ -61,7 +68,9 @@ def first_passage(
     low: float = -np.inf,
     high: float = np.inf,
     coordinate: int = 0,
+    t0: float = 0.0,
     rng: Any = None,
+    on_divergence: Literal["raise", "mark"] = "raise",
     executor: Executor | None = None,
     chunk: int | None = None,
     progress: Progress = None,
@@ -69,49 +78,58 @@ def first_passage(
     """Run each path until one coordinate first touches a level.
 
     Steps are Euler's; touches of either level between the ends of a step are drawn exactly from the Brownian bridge, with
-    their time, so that for constant drift there is no error of the step at all, however long the step and however close the
-    levels, and for others it is of first order in ``dt``.
+    their time, so that for constant drift and D there is no error of the step at all, however long the step and however
+    close the levels, and for others it is of first order in ``dt``.
+
+    A mirror on the far side of a single level turns the path back, exactly in the same sense.  On a ring a single level is
+    reached from both sides, and two levels are the ends of the arc on which the paths start.
 
     Parameters
     ----------
     process : Langevin or Linear
-        With a constant D and without walls.
     x0 : (n, d) array
-        First states at t = 0, strictly between the levels.
+        First states, strictly between the levels.
     t_max, dt : float
         When to give up, and the longest step.
     low, high : float
-        The levels; give at least one.
+        The levels; give at least one.  They must lie within the walls of the coordinate.
     coordinate : int
-        Which coordinate is watched.
+        Which coordinate is watched.  Where it has no noise, as a position in underdamped dynamics, a straight line joins
+        the ends of a step.
+    t0 : float
+        Time at the start.
+    on_divergence : {"raise", "mark"}
+        What to do with paths that leave the finite numbers: raise `DivergenceError`, or go on and mark them.
     rng, executor, chunk, progress
         As for `simulate`.
 
     Returns
     -------
     Passage
+
+    Raises
+    ------
+    DivergenceError
+        If paths leave the finite numbers.
     """
     if not isinstance(process, Langevin):
         raise TypeError(f"first_passage: it needs a Langevin process, got {type(process).__name__}.")
-    if process.state_dependent or callable(process.diffusivity) or process.walls.any():
-        raise ValueError(
-            "first_passage: it needs a constant diffusivity and no walls; the bridge between steps is Brownian."
-        )
     x0 = points("x0", x0, process.dim)
     coordinate = count("coordinate", coordinate, 0)
     if coordinate >= process.dim:
         raise ValueError(f"coordinate must be below dim = {process.dim}, got {coordinate}.")
-    low, high = _levels(low, high)
-    outside = int(np.count_nonzero((x0[:, coordinate] <= low) | (x0[:, coordinate] >= high)))
-    if outside:
-        raise ValueError(f"{outside} of {len(x0)} paths start at or beyond a level; start them strictly between.")
-    mix = process.mix(np.zeros(1))[0]
-    if not np.any(mix[coordinate]):
-        raise ValueError(f"coordinate {coordinate} has no noise; use simulate and look for the crossing.")
-    steps, key = _steps(t_max, dt, process.dim), seed_words(rng)
-    run = _Run(process, mix, key, t_max / steps, steps, coordinate, low, high)
+    choice("on_divergence", on_divergence, ("raise", "mark"))
+    levels = Levels.of(low, high, process.walls[coordinate])
+    require_inside(process, x0)
+    x0 = levels.carried(x0, coordinate)
+    t0, t_max = finite_number("t0", t0), finite_number("t_max", t_max)
+    steps, key = _steps(t0, t_max, dt, process.dim), seed_words(rng)
+    h = (t_max - t0) / steps
+    mix = process.mix(_middles(t0, h, steps) if callable(process.diffusivity) else np.array([t0]))
+    warn_of_oblique_mirrors(process, mix[0], stacklevel=2)
+    run = _Run(process, mix, key, t0, h, steps, coordinate, levels)
     some = sampled(len(x0), MOST_PATHS)
-    warned = warn_if_too_large(process, [(0.0, run.h, x0[some])], stacklevel=2)
+    warned = warn_if_too_large(process, [(t0, h, levels.ringed(x0[some], coordinate))], stacklevel=2)
     size = (blocks_per_task(len(x0), steps * process.dim) if chunk is None else count("chunk", chunk)) * LANES
     parts = [slice(first, min(first + size, len(x0))) for first in range(0, len(x0), size)]
     pieces = []
@@ -125,13 +143,94 @@ def first_passage(
     times = np.concatenate([piece[0] for piece in pieces])
     sides = np.concatenate([piece[1] for piece in pieces])
     states = np.concatenate([piece[2] for piece in pieces])
-    if not np.all(np.isfinite(states)):
-        lost = int(np.count_nonzero(~np.isfinite(states).all(axis=1)))
-        raise DivergenceError(f"{lost} of {len(x0)} paths left the finite numbers; use a smaller dt.")
+    lost: npt.NDArray[np.bool_] = np.logical_not(np.isfinite(states).all(axis=1))
+    if lost.any() and on_divergence == "raise":
+        raise DivergenceError(
+            f'{lost.sum()} of {len(x0)} paths left the finite numbers; use a smaller dt, or on_divergence="mark" to go on '
+            "without them."
+        )
+    times[lost], sides[lost] = np.nan, 0
     if not warned:
-        end = min(float(np.median(times[some])), float(t_max))
-        warn_if_too_large(process, [(end, run.h, states[some])], stacklevel=2)
-    return Passage(times, sides, states, (int(key[0]), int(key[1])))
+        end = float(np.clip(np.nanmedian(times[some]), t0, t_max)) if not lost[some].all() else t_max
+        warn_if_too_large(process, [(end, h, states[some])], stacklevel=2)
+    return Passage(times, sides, states, (int(key[0]), int(key[1])), lost if on_divergence == "mark" else None)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What ends a path: ``low`` and ``high`` on the line on which the watched coordinate moves.
+
+    Beyond a mirror lies the image of the one level there is, and on a ring its next turn: touching either is touching it.
+    """
+
+    low: float
+    high: float
+    only: float | None
+    """The single level that both stand for; None for two levels."""
+    side: int
+    """What touching it is called: its own side beyond a mirror; 0 on a ring, where either side is told apart."""
+    wall: FloatArray
+    """(kind, low, high) of the mirror, or of the ring; zeros for none."""
+
+    @classmethod
+    def of(cls, low: Any, high: Any, wall: FloatArray) -> Levels:
+        low, high = _levels(low, high)
+        kind, bottom, top = int(wall[0]), float(wall[1]), float(wall[2])
+        free = np.zeros(3)
+        if kind == langevin.FREE:
+            return cls(low, high, None, 0, free)
+        for name, value in (("low", low), ("high", high)):
+            if np.isfinite(value) and not bottom <= value <= top:
+                raise ValueError(f"{name} = {value:g} lies outside the walls, {bottom:g} and {top:g}; no path gets there.")
+        both = np.isfinite(low) and np.isfinite(high)
+        if kind == langevin.PERIODIC:
+            if both:
+                return cls(low, high, None, 0, wall)
+            only, length = (high, top - bottom) if np.isinf(low) else (low, top - bottom)
+            return cls(only - length, only, only, 0, wall) if np.isinf(low) else cls(only, only + length, only, 0, wall)
+        if both:
+            return cls(low, high, None, 0, free)
+        if np.isinf(low):
+            mirror = np.array([langevin.REFLECTING, bottom, np.inf])
+            return cls(2.0 * bottom - high, high, high, 1, mirror if np.isfinite(bottom) else free)
+        mirror = np.array([langevin.REFLECTING, -np.inf, top])
+        return cls(low, 2.0 * top - low, low, -1, mirror if np.isfinite(top) else free)
+
+    @property
+    def ring(self) -> bool:
+        return int(self.wall[0]) == langevin.PERIODIC
+
+    def carried(self, x0: FloatArray, coordinate: int) -> FloatArray:
+        """The starts, on a ring by whole turns to between the levels.
+
+        Raises
+        ------
+        ValueError
+            If they are not strictly between them.
+        """
+        x0 = x0.copy()
+        if self.ring:
+            length = self.wall[2] - self.wall[1]
+            x0[:, coordinate] -= length * np.floor((x0[:, coordinate] - self.low) / length)
+        x = x0[:, coordinate]
+        outside = int(np.count_nonzero((x <= self.low) | (x >= self.high)))
+        if outside:
+            raise ValueError(f"{outside} of {len(x0)} paths start at or beyond a level; start them strictly between.")
+        return x0
+
+    def ringed(self, x: FloatArray, coordinate: int) -> FloatArray:
+        """States with the watched coordinate back in the interval of its ring."""
+        if not self.ring:
+            return x
+        x, length = x.copy(), self.wall[2] - self.wall[1]
+        x[:, coordinate] -= length * np.floor((x[:, coordinate] - self.wall[1]) / length)
+        return x
+
+    def touched(self, sides: npt.NDArray[np.int64], x: FloatArray) -> tuple[npt.NDArray[np.int64], FloatArray]:
+        """Sides as they are told, and the watched coordinate, at its level where one was touched."""
+        level = np.where(sides > 0, self.high, self.low) if self.only is None else self.only
+        told = sides if self.side == 0 else np.abs(sides) * self.side
+        return told, np.where(sides != 0, level, self.ringed(x[:, None], 0)[:, 0])
 
 
 def _levels(low: Any, high: Any) -> tuple[float, float]:
@@ -147,17 +246,29 @@ def _levels(low: Any, high: Any) -> tuple[float, float]:
     return low, high
 
 
-def _steps(t_max: Any, dt: Any, dim: int) -> int:
+def _steps(t0: float, t_max: float, dt: Any, dim: int) -> int:
     """How many steps there are at most."""
-    steps = np.ceil(above("t_max", t_max, 0.0, "it ends the run") / above("dt", dt, 0.0, "it is the step") - 1e-9)
+    if not t_max > t0:
+        raise ValueError(f"t_max must be later than the start at t0 = {t0:g}, got {t_max:g}.")
+    steps = np.ceil((t_max - t0) / above("dt", dt, 0.0, "it is the step") - 1e-9)
     # The random numbers of a path begin again after 2**32 groups of four.
     most = min(2**32, 2**34 // dim)
     if steps > most:
         raise ValueError(
-            f"t_max / dt asks for {steps:.3g} steps, and the random numbers of a path are enough for {most}; "
+            f"(t_max - t0) / dt asks for {steps:.3g} steps, and the random numbers of a path are enough for {most}; "
             "use a larger dt or a smaller t_max."
         )
     return max(int(steps), 1)
+
+
+def _middles(t0: float, h: float, steps: int) -> FloatArray:
+    """The middle of each step."""
+    if steps > MOST_LEVELS:
+        raise ValueError(
+            f"(t_max - t0) / dt asks for {steps} values of D(t), and {MOST_LEVELS} is the most; "
+            "use a larger dt or a smaller t_max."
+        )
+    return np.linspace(t0 + 0.5 * h, t0 + (steps - 0.5) * h, steps)
 
 
 @dataclass(frozen=True)
@@ -167,11 +278,11 @@ class _Run:
     process: Langevin
     mix: FloatArray
     key: npt.NDArray[np.uint32]
+    t0: float
     h: float
     steps: int
     coordinate: int
-    low: float
-    high: float
+    levels: Levels
 
     def __call__(self, given: tuple[int, FloatArray]) -> tuple[FloatArray, npt.NDArray[np.int64], FloatArray]:
         block, x0 = given
@@ -179,11 +290,18 @@ class _Run:
         states = np.empty((x0.shape[1], blocks * LANES))
         states[:, :n], states[:, n:] = x0.T, x0[-1:].T
         times, sides = np.full(blocks * LANES, np.inf), np.zeros(blocks * LANES, dtype=np.int64)
-        made = self.process.compiled()
+        made, levels = self.process.compiled(), self.levels
         # Far beyond any path, where there is no level.
-        low, high = max(self.low, -1e150), min(self.high, 1e150)
+        low, high = max(levels.low, -1e150), min(levels.high, 1e150)
+        walls, ring = made.walls.copy(), np.zeros((0, 3))
+        walls[self.coordinate] = 0.0 if levels.ring else levels.wall
+        if levels.ring:
+            ring = np.zeros_like(made.walls)
+            ring[self.coordinate] = levels.wall
         passage(
-            made.field, made.params, self.mix, self.key, block, block + blocks, 0.0, self.h, self.steps,
-            self.coordinate, low, high, states, times, sides,
+            made.field, made.params, made.noise, made.noise_params,
+            langevin.STATE if self.process.state_dependent else langevin.ADDITIVE, self.mix, made.twist, self.key, block,
+            block + blocks, self.t0, self.h, self.steps, self.coordinate, low, high, walls, ring, states, times, sides,
         )  # fmt: skip
-        return times[:n], sides[:n], states[:, :n].T.copy()
+        told, states[self.coordinate] = levels.touched(sides, states[self.coordinate])
+        return times[:n], told[:n], states[:, :n].T.copy()

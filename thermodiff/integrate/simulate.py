@@ -19,6 +19,7 @@ import numpy.typing as npt
 from thermodiff._check import DivergenceError, above, choice, count, points, seed_words
 from thermodiff._progress import Progress, reporting
 from thermodiff._tasks import in_order
+from thermodiff.integrate.boundaries import require_inside, warn_of_oblique_mirrors
 from thermodiff.integrate.checkpoint import Checkpoint, description, reducer_description
 from thermodiff.integrate.kept import Kept
 from thermodiff.integrate.path import Path
@@ -156,7 +157,7 @@ def simulate(
     if not isinstance(process, Langevin):
         raise TypeError(f"simulate: it needs a Langevin process, got {type(process).__name__}.")
     x0, grid = points("x0", x0, process.dim), Grid.of(times, dt, process.dim)
-    _require_inside(process, x0)
+    require_inside(process, x0)
     rule = _method(process, method)
     if rule in ("milstein", "weak2"):
         _require_own_noise(process, x0[0], float(grid.times[0]), rule)
@@ -176,7 +177,7 @@ def simulate(
     else:
         per_task = count("chunk", chunk)
     mix = process.mix(grid.middles if callable(process.diffusivity) else grid.times[:1])
-    _warn_of_oblique_mirrors(process, mix[0])
+    warn_of_oblique_mirrors(process, mix[0], stacklevel=2)
     if checkpoint is not None:
         how = {"counts": grid.counts.tolist(), "method": rule, "heat": heat, "work": work, "chunk": per_task}
         whole = description(process, x0, grid.times, mix) | how | {"reduce": reducer_description(reduce)}
@@ -240,17 +241,6 @@ def _pieces(
             yield piece
 
 
-def _require_inside(process: Langevin, x0: FloatArray) -> None:
-    """Refuse starts behind a reflecting wall; a periodic coordinate may be counted from anywhere."""
-    for i, (kind, low, high) in enumerate(process.walls):
-        outside = int(np.count_nonzero((x0[:, i] < low) | (x0[:, i] > high))) if int(kind) == langevin.REFLECTING else 0
-        if outside:
-            raise ValueError(
-                f"{outside} of {len(x0)} paths start outside the reflecting walls of coordinate {i}, {low:g} and {high:g}; "
-                "move them inside."
-            )
-
-
 def _method(process: Langevin, method: str | None) -> str:
     exact = isinstance(process, Linear) and not process.walls.any()
     if method is None:
@@ -278,23 +268,6 @@ def _require_own_noise(process: Langevin, x: FloatArray, t: float, method: str) 
         raise ValueError(
             f'method="{method}" is for a diffusivity whose D_i depends on x_i only, and here D_{i} changes with x_{j}; '
             'use "heun" or "euler".'
-        )
-
-
-def _warn_of_oblique_mirrors(process: Langevin, factor: FloatArray) -> None:
-    """Warn of mirrors for coordinates whose noise goes with that of others: they are not walls without a flux."""
-    if factor.shape[1] == 1:
-        return
-    tied = np.abs(factor @ factor.T) > 1e-12 * np.abs(factor).max() ** 2
-    np.fill_diagonal(tied, False)
-    found = [i for i in range(process.dim) if process.walls[i, 0] == langevin.REFLECTING and tied[i].any()]
-    if found:
-        warnings.warn(
-            f"the reflecting coordinate {found[0]} shares its noise with others (D is not diagonal there): paths are turned "
-            "back along the axis, which is not the wall without flux that leaves exp(-U) invariant; use coordinates in "
-            "which D is diagonal.",
-            RuntimeWarning,
-            stacklevel=3,
         )
 
 

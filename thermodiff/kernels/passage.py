@@ -11,6 +11,9 @@ Within an Euler step of variance v a path is a Brownian bridge from x to y, and 
 Steps that are long beside the distance between the levels are cut into pieces, so that the series are short: the points
 between the pieces are drawn from the bridge, one after the other, until a level is touched.
 
+Where D depends on the state, the bridge has that of the start of the step, and where it is zero, a straight line takes the
+place of the bridge.
+
 The draws of a step are the uniforms of (key, path, step, number of the draw): they depend on nothing else.
 """
 
@@ -20,8 +23,19 @@ import numpy as np
 from numba import types
 
 from thermodiff.kernels.elementary import exp, log, sincos_turns
-from thermodiff.kernels.jit import LANES, field_pointer, inline, integers, kernel, matrix, vector, words
-from thermodiff.kernels.langevin import _mixed
+from thermodiff.kernels.jit import (
+    LANES,
+    field_pointer,
+    inline,
+    integers,
+    kernel,
+    matrix,
+    subroutine,
+    tensor,
+    vector,
+    words,
+)
+from thermodiff.kernels.langevin import STATE, _drift_and_noise, _mixed, _reflect, _wrap
 from thermodiff.kernels.philox import _HALF_WORD, _LOW, BRIDGE, PATH, fill_rows, fill_uniforms, philox, uniform
 
 OUT_OF_REACH = 40.0
@@ -99,7 +113,7 @@ def _reach(old, new, low, high, variance, alive):
     """Whether any path of the block may have touched a level in this step."""
     near = False
     for lane in range(LANES):
-        near = near or (alive[lane] > 0.0 and _near(old[lane], new[lane], low, high, variance))
+        near = near or (alive[lane] > 0.0 and _near(old[lane], new[lane], low, high, variance[lane]))
     return near
 
 
@@ -109,6 +123,10 @@ def _first_touch(x, y, low, high, variance, key, path, step, first):
 
     ``first`` holds the four uniforms of draw 0 of each path of the block.
     """
+    if variance == 0.0:
+        if y >= high:
+            return 1, (high - x) / (y - x)
+        return (-1, (low - x) / (y - x)) if y <= low else (0, 0.0)
     lane = path % LANES
     one, two, three, four = first[0, lane], first[1, lane], first[2, lane], first[3, lane]
     width, left, number = high - low, variance, 0
@@ -150,10 +168,10 @@ def _stop(old, new, low, high, variance, t, h, key, block, step, first, alive, t
     """Stop the paths that touch a level in this step; returns how many."""
     stopped = 0
     for lane in range(LANES):
-        if alive[lane] == 0.0 or not _near(old[lane], new[lane], low, high, variance):
+        if alive[lane] == 0.0 or not _near(old[lane], new[lane], low, high, variance[lane]):
             continue
         path = block * LANES + lane
-        side, fraction = _first_touch(old[lane], new[lane], low, high, variance, key, path, step, first)
+        side, fraction = _first_touch(old[lane], new[lane], low, high, variance[lane], key, path, step, first)
         if side != 0:
             times[lane] = t + h * fraction
             sides[lane] = side
@@ -162,11 +180,42 @@ def _stop(old, new, low, high, variance, t, h, key, block, step, first, alive, t
     return stopped
 
 
+@subroutine
+def _additive(field, x, row, params, mix, h, z, kick, coordinate, slope, variance):
+    """Drift and noise of a step where D does not depend on the state; ``variance`` is that of the watched coordinate."""
+    _mixed(mix, np.sqrt(h), z, kick)
+    field(x, row, params, slope)
+    total = 0.0
+    for j in range(mix.shape[1]):
+        total += h * mix[coordinate, j] * mix[coordinate, j]
+    for lane in range(LANES):
+        variance[lane] = total
+
+
+@subroutine
+def _multiplicative(
+    field, noise, x, row, params, noise_params, h, twist, z, kick, coordinate, slope, spread, variance, walls
+):
+    """Drift and noise of a step where D_i depends on the state."""
+    dim = x.shape[0]
+    _drift_and_noise(field, noise, x, row, params, noise_params, twist, slope, spread, walls, z[:0])
+    for i in range(dim):
+        target, normal, level = kick[i], z[i], spread[i]
+        for lane in range(LANES):
+            target[lane] = np.sqrt(2.0 * h * level[lane]) * normal[lane]
+    for lane in range(LANES):
+        variance[lane] = 2.0 * h * spread[coordinate, lane]
+
+
 @kernel(
     types.void(
         field_pointer,
         vector,
-        matrix,
+        field_pointer,
+        vector,
+        types.int64,
+        tensor,
+        types.float64,
         words,
         types.int64,
         types.int64,
@@ -177,23 +226,49 @@ def _stop(old, new, low, high, variance, t, h, key, block, step, first, alive, t
         types.float64,
         types.float64,
         matrix,
+        matrix,
+        matrix,
         vector,
         integers,
     )
 )
-def passage(field, params, mix, key, first, last, start, h, steps, coordinate, low, high, states, times, sides):
+def passage(
+    field,
+    params,
+    noise,
+    noise_params,
+    kind,
+    mix,
+    twist,
+    key,
+    first,
+    last,
+    start,
+    h,
+    steps,
+    coordinate,
+    low,
+    high,
+    walls,
+    ring,
+    states,
+    times,
+    sides,
+):
     """Euler steps of length h from time ``start`` until each path touches ``low`` or ``high``, or ``steps`` are over.
 
-    ``states`` (d, n) of blocks first ... last - 1 holds the first states and then the last: at the level itself for a path
-    that touched it, with its other coordinates at the end of that step.  ``times`` stays at inf, ``sides`` at 0 for paths
-    that did not.
+    ``states`` (d, n) of blocks first ... last - 1 holds the first states and then the last, where the watched coordinate of
+    a path that stopped may be anywhere.  ``times`` stays at inf, ``sides`` at 0 for paths that touched no level.
+    Coordinates are kept between ``walls`` (d, 3); ``ring``, which is empty or (d, 3), carries a copy of the state into the
+    interval of the watched coordinate where fields are evaluated.
     """
     dim = states.shape[0]
     x, z, kick, quad = np.empty((dim, LANES)), np.empty((dim, LANES)), np.empty((dim, LANES)), np.empty((4, LANES))
     slope, old, alive, chance = np.empty((dim, LANES)), np.empty(LANES), np.empty(LANES), np.empty((4, LANES))
-    row, variance = np.zeros(4), 0.0
-    for j in range(mix.shape[1]):
-        variance += h * mix[coordinate, j] * mix[coordinate, j]
+    variance, spread, place = np.empty(LANES), np.empty((2 * dim, LANES)), np.empty((dim, LANES))
+    row, confined, turned = np.zeros(4), False, np.empty((dim, LANES))
+    for i in range(dim):
+        confined = confined or walls[i, 0] > 0.0
     for block in range(first, last):
         offset = (block - first) * LANES
         left, group = LANES, -1
@@ -201,29 +276,42 @@ def passage(field, params, mix, key, first, last, start, h, steps, coordinate, l
             alive[lane] = 1.0
             for i in range(dim):
                 x[i, lane] = states[i, offset + lane]
+        if confined:
+            _wrap(x, walls)
         own_times, own_sides = times[offset : offset + LANES], sides[offset : offset + LANES]
         for k in range(steps):
             row[0] = start + k * h
             group = fill_rows(key, block * LANES, k * dim, PATH, quad, group, z)
-            _mixed(mix, np.sqrt(h), z, kick)
-            field(x, row, params, slope)
+            here = x
+            if ring.size > 0:
+                place[:] = x
+                _wrap(place, ring)
+                here = place
+            if kind == STATE:
+                _multiplicative(
+                    field, noise, here, row, params, noise_params, h, twist, z, kick, coordinate, slope, spread, variance,
+                    walls,
+                )  # fmt: skip
+            else:
+                now = mix[k if mix.shape[0] > 1 else 0]
+                _additive(field, here, row, params, now, h, z, kick, coordinate, slope, variance)
             for lane in range(LANES):
                 old[lane] = x[coordinate, lane]
             for i in range(dim):
-                target, change, noise = x[i], slope[i], kick[i]
+                target, change, random = x[i], slope[i], kick[i]
                 for lane in range(LANES):
                     # Not a product: behind a level the drift of a stopped path may have no value.
-                    target[lane] += h * change[lane] + noise[lane] if alive[lane] > 0.0 else 0.0
+                    target[lane] += h * change[lane] + random[lane] if alive[lane] > 0.0 else 0.0
             if _reach(old, x[coordinate], low, high, variance, alive):
                 fill_uniforms(key, block * LANES, k, BRIDGE, chance)
                 left -= _stop(
                     old, x[coordinate], low, high, variance, row[0], h, key, block, k, chance, alive, own_times, own_sides
                 )
-                if left == 0:
-                    break
+            if confined:
+                _reflect(x, walls, turned)
+                _wrap(x, walls)
+            if left == 0:
+                break
         for i in range(dim):
             for lane in range(LANES):
                 states[i, offset + lane] = x[i, lane]
-        for lane in range(LANES):
-            if own_sides[lane] != 0:
-                states[coordinate, offset + lane] = high if own_sides[lane] > 0 else low

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thermodiff._agreement import disagreement, slope_disagreement
 from thermodiff._check import count, finite_number, points
 
 FloatArray = npt.NDArray[np.float64]
@@ -120,8 +121,34 @@ class Field:
         key = (dim, kind, fingerprint(self.function))
         if key not in self._kernels:
             self._try_out(dim, params)
-            self._kernels[key] = lane_field(self.function, dim, len(self.parameters), kind)
+            made = lane_field(self.function, dim, len(self.parameters), kind)
+            if kind == self.kind:
+                self._require_agreement(made, dim, params)
+            self._kernels[key] = made
         return self._kernels[key]
+
+    def _require_agreement(self, made: Any, dim: int, params: FloatArray) -> None:
+        """Refuse a compiled field that does not compute what the plain function does."""
+        from thermodiff.kernels.tasks import at_points
+        from thermodiff.kernels.user import UserFunctionError
+
+        def compiled(x: FloatArray, t: float) -> FloatArray:
+            return at_points(made, params, (t, 0.0, 0.0, 0.0), x[None], self._rows(dim))[0, :dim]
+
+        check = slope_disagreement if self.kind == "gradient" else disagreement
+        found = check(lambda x, t: self._plainly(x, t, params), compiled, dim)
+        if found is None:
+            return
+        what = "the slope along a line" if self.kind == "gradient" else "the values"
+        raise UserFunctionError(
+            f"{self.__name__}, compiled, does not compute what it does in plain Python: at x = {_shown(found.x)}, t = "
+            f"{found.t:g}, {what} {_shown(found.plain)} became {_shown(found.compiled)}. Compiled whole numbers have 64 bits "
+            "and wrap, and a whole number to a negative power is 0: write numbers with a point (10.0, not 10)."
+        )
+
+    def _plainly(self, x: FloatArray, t: float, params: FloatArray) -> Any:
+        """The plain function at x (d,)."""
+        return self.function(tuple(x.tolist()), t, *params.tolist())
 
     def at(self, x: npt.ArrayLike, t: float = 0.0, params: Sequence[float] | FloatArray = ()) -> FloatArray:
         """The compiled field at points (n, d)."""
@@ -182,6 +209,10 @@ class Field:
         return _rebuild, (type(self), to_bytes(function))
 
 
+def _shown(values: FloatArray) -> str:
+    return np.array2string(values, precision=6, threshold=6)
+
+
 def _is_number(value: Any) -> bool:
     """A real number; also numpy's array without axes, as np.where gives."""
     return isinstance(value, Real) or (isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "biuf")
@@ -231,6 +262,11 @@ class FilledDrift(Drift):
 
     kind = "filled"
     form = "{name}(x, t, out, ...)"
+
+    def _plainly(self, x: FloatArray, t: float, params: FloatArray) -> FloatArray:
+        out = np.zeros(x.size)
+        self.function(x, t, out, *params.tolist())
+        return out
 
     def _check_result(self, result: Any, dim: int) -> None:
         if result is not None:

@@ -224,6 +224,7 @@ hypot = _of_many(_function_of_two("hypot", lambda a, b: sqrt(a * a + b * b)))
 plain_hypot = _of_many(_function_of_two("hypot", lambda a, b: math.hypot(a, b)))
 fmax = _function_of_two("fmax", lambda a, b: np.fmax(a, b), inline(lambda a, b: a if a >= b or b != b else b))
 fmin = _function_of_two("fmin", lambda a, b: np.fmin(a, b), inline(lambda a, b: a if a <= b or b != b else b))
+plain_fmod = inline(lambda a, b: np.fmod(float(a), float(b)))
 fmod = _function_of_two("fmod", lambda a, b: np.fmod(a, b), _remainder)
 logaddexp = _function_of_two("logaddexp", lambda a, b: np.logaddexp(a, b), _log_of_sum)
 heaviside = _function_of_two(
@@ -333,7 +334,7 @@ PLAIN = {
     np.exp: _of_floats("exp", elementary.exp, np.exp), np.expm1: _of_floats("expm1", elementary.expm1, np.expm1),
     np.log: _of_floats("log", elementary.log, np.log), np.tanh: _of_floats("tanh", elementary.tanh, np.tanh),
     np.sin: _of_floats("sin", _sin, np.sin), np.cos: _of_floats("cos", _cos, np.cos),
-    math.exp2: np.exp2, math.cbrt: np.cbrt, math.fmod: np.fmod, math.hypot: plain_hypot, math.dist: dist, math.prod: prod,
+    math.exp2: np.exp2, math.cbrt: np.cbrt, math.fmod: plain_fmod, math.hypot: plain_hypot, math.dist: dist, math.prod: prod,
     np.heaviside: heaviside, np.where: where, np.clip: clip,
 }  # fmt: skip
 """The same for plain floats, which compile faster; other functions stay as they are."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dis
 import hashlib
+import inspect
 import math
 import re
 import types as python_types
@@ -45,7 +46,7 @@ def field(x, row, params, out):
     for i in range({dim}):
         {seeds}
         for lane in range(LANES):
-            os[i * LANES + lane] = -(function(({seeded}), t{given}) + dual(0.0, 0.0)).slope
+            os[i * LANES + lane] = -(function({seeded}, t{given}) + dual(0.0, 0.0)).slope
 """
 """The gradient in many dimensions: the function is compiled once and not d times, and runs as fast."""
 
@@ -100,6 +101,8 @@ def lane_field(function: Callable[..., Any], dim: int, parameters: int, kind: st
         NotImplementedError,
         OverflowError,
         RecursionError,
+        IndexError,
+        TypeError,
     ) as error:
         _check_length(function.__name__, compiled, dim, kind)
         raise UserFunctionError(_reason(function.__name__, str(error))) from None
@@ -150,26 +153,33 @@ def _source(dim: int, parameters: int, kind: str) -> str:
     if kind == "filled":
         return _FILLED.format(unpack=unpack, given=given)
     place = [f"lane + {i * LANES}" for i in range(dim)]
-    point = "".join(f"xs[{at}], " for at in place)
     if kind == "values":
-        body = [f"value = function(({point}), t{given})", *(f"os[{at}] = value[{i}]" for i, at in enumerate(place))]
+        point = _tuple([f"xs[{at}]" for at in place])
+        body = [f"value = function({point}, t{given})", *(f"os[{at}] = value[{i}]" for i, at in enumerate(place))]
         return _LOOP.format(unpack=unpack, body="\n        ".join(body))
     if kind == "energy":
-        return _LOOP.format(unpack=unpack, body=f"os[lane] = function(({point}), t{given})")
+        point = _tuple([f"xs[{at}]" for at in place])
+        return _LOOP.format(unpack=unpack, body=f"os[lane] = function({point}, t{given})")
     if kind == "gradient" and dim >= _MANY:
         seeds = "; ".join(f"s{i} = 1.0 * (i == {i})" for i in range(dim))
-        seeded = "".join(f"dual(xs[{at}], s{i}), " for i, at in enumerate(place))
+        seeded = _tuple([f"dual(xs[{at}], s{i})" for i, at in enumerate(place)])
         return _DIRECTIONS.format(unpack=unpack, dim=dim, seeds=seeds, seeded=seeded, given=given)
     body = []
     for i, at in enumerate(place):
-        seeded = "".join(f"dual(xs[{other}], {1.0 if j == i else 0.0}), " for j, other in enumerate(place))
-        body.append(f"value = function(({seeded}), t{given})")
+        seeded = _tuple([f"dual(xs[{other}], {1.0 if j == i else 0.0})" for j, other in enumerate(place)])
+        body.append(f"value = function({seeded}, t{given})")
         if kind == "gradient":
             body.append(f"os[{at}] = -(value + dual(0.0, 0.0)).slope")
         else:
             body.append(f"level = value[{i}] + dual(0.0, 0.0)")
             body.append(f"os[{at}] = level.value; os[lane + {(dim + i) * LANES}] = level.slope")
     return _LOOP.format(unpack=unpack, body="\n        ".join(body))
+
+
+def _tuple(entries: list[str]) -> str:
+    """A tuple, of pieces: one of more than 30 entries Python makes by way of a list, which Numba does not always undo."""
+    pieces = [entries[first : first + 30] for first in range(0, len(entries), 30)]
+    return "(" + " + ".join(f"({', '.join(piece)},)" for piece in pieces) + ")"
 
 
 def _compiled(function: Callable[..., Any], replaced: Mapping[Any, Any], *, inlined: bool, outer: tuple[Any, ...]) -> Any:
@@ -182,7 +192,8 @@ def _compiled(function: Callable[..., Any], replaced: Mapping[Any, Any], *, inli
             f"{function.__name__} raises an error, which cannot be done for one path among many; remove "
             "raise and assert, and return nan where a path must not go: that is noticed."
         )
-    names = set(_names(function.__code__))
+    _require_plain_arguments(function)
+    names = set(_globals(function.__code__))
     scope = {name: _substitute(value, replaced, outer) for name, value in function.__globals__.items() if name in names}
     cells = function.__closure__ or ()
     closure = tuple(python_types.CellType(_substitute(cell.cell_contents, replaced, outer)) for cell in cells)
@@ -190,6 +201,16 @@ def _compiled(function: Callable[..., Any], replaced: Mapping[Any, Any], *, inli
     copy.__kwdefaults__ = function.__kwdefaults__
     # An index beyond an array, of a table of the user's say, would read what happens to stand there.
     return numba.njit(**_OPTIONS, forceinline=inlined, boundscheck=True)(copy)
+
+
+def _require_plain_arguments(function: python_types.FunctionType) -> None:
+    """Refuse what Numba mistakes: arguments by name only, and any number of them by name."""
+    code = function.__code__
+    if code.co_kwonlyargcount or code.co_flags & inspect.CO_VARKEYWORDS:
+        raise UserFunctionError(
+            f"{function.__name__} takes arguments by name only (after a * or as **), which cannot be compiled; make them "
+            "plain arguments."
+        )
 
 
 def fingerprint(value: Any, seen: tuple[Any, ...] = ()) -> str:
@@ -200,7 +221,8 @@ def fingerprint(value: Any, seen: tuple[Any, ...] = ()) -> str:
     if function in seen:
         return function.__name__
     names, seen = set(_names(function.__code__)), (*seen, function)
-    around = [(name, value) for name, value in sorted(function.__globals__.items()) if name in names]
+    taken = set(_globals(function.__code__))
+    around = [(name, value) for name, value in sorted(function.__globals__.items()) if name in taken]
     around += [(str(k), cell.cell_contents) for k, cell in enumerate(function.__closure__ or ())]
     inner = ";".join(f"{name}={_attributes(value, names, seen)}" for name, value in around)
     return f"{_code(function.__code__)}|{function.__defaults__!r}|{function.__kwdefaults__!r}|{inner}"
@@ -234,6 +256,14 @@ def _content(value: Any, seen: tuple[Any, ...]) -> str:
 def _code(code: python_types.CodeType) -> str:
     constants = [_code(c) if isinstance(c, python_types.CodeType) else repr(c) for c in code.co_consts]
     return f"{code.co_code.hex()}{code.co_names}{code.co_varnames}{code.co_freevars}{constants}"
+
+
+def _globals(code: python_types.CodeType) -> list[str]:
+    """Names that the code takes from around it; an attribute, as in np.tanh, is no such name."""
+    own = [step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
+    return own + [
+        name for constant in code.co_consts if isinstance(constant, python_types.CodeType) for name in _globals(constant)
+    ]
 
 
 def _names(code: python_types.CodeType) -> list[str]:
@@ -293,8 +323,10 @@ def _reason(name: str, text: str) -> str:
         return f"{name}: every return must give the same, a tuple of d numbers (a potential: one number)."
     if "wrong tuple length" in text:
         return f"{name}: a tuple is unpacked into a wrong number of names; x holds d numbers."
+    if "list_to_tuple" in text:
+        return f"{name}: it has a list in brackets beside a tuple of more than 30 entries; write the list as a loop."
     if "use of yield in a closure" in text:
-        return f"{name}: a generator cannot be used in it; write a loop, or put it in brackets, as sum([v**2 for v in x])."
+        return f"{name}: a generator cannot be used in it; write a loop, or a list, as sum([v**2 for v in x])."
     if "Int value is too large" in text:
         return f"{name}: a whole number in it is too large; write it with a point or an exponent, as 1e20."
     # Of a function of math or numpy the name can be told, further down.

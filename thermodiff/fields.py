@@ -65,6 +65,14 @@ class Field:
             raise TypeError(f"{self.__name__}: it must be written as {self.form.format(name=self.__name__)}.")
         self.parameters = tuple(argument.name for argument in arguments[leading:])
 
+    @property
+    def timed(self) -> bool:
+        """Whether the function looks at the time."""
+        name, code = list(inspect.signature(self.function).parameters)[1], self.function.__code__
+        return name in code.co_cellvars or any(
+            "LOAD_FAST" in step.opname and name in np.ravel(step.argval) for step in dis.get_instructions(code)
+        )
+
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         return self.function(*arguments, **named)
 
@@ -142,8 +150,8 @@ class Field:
         what = "the slope along a line" if self.kind == "gradient" else "the values"
         raise UserFunctionError(
             f"{self.__name__}, compiled, does not compute what it does in plain Python: at x = {_shown(found.x)}, t = "
-            f"{found.t:g}, {what} {_shown(found.plain)} became {_shown(found.compiled)}. Compiled whole numbers have 64 bits "
-            "and wrap, and a whole number to a negative power is 0: write numbers with a point (10.0, not 10)."
+            f"{found.t:g}, {what} {_shown(found.plain)} became {_shown(found.compiled)}. Compiled whole numbers have 64 "
+            "bits and wrap, and a whole number to a negative power is 0: write numbers with a point (10.0, not 10)."
         )
 
     def _plainly(self, x: FloatArray, t: float, params: FloatArray) -> Any:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import thermodiff as td
-from thermodiff._check import DivergenceError
+from thermodiff._check import DivergenceError, seed_words
+from thermodiff.integrate.simulate import RULES, Grid, _Run
 from thermodiff.integrate.stability import _spectral_radius, step_rate
 
 
@@ -77,6 +78,60 @@ def test_no_false_alarm(process: td.Langevin, start: list[float], dt: float) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         td.simulate(process, np.tile(start, (100, 1)), 1.0, dt, rng=0)
+
+
+@td.drift
+def pulsed(x, t):
+    return (-(5.0 + 95.0 * math.sin(math.pi * t) ** 2) * x[0],)
+
+
+@td.drift
+def burst(x, t):
+    return (-(1.0 + 200.0 * (0.5 < t < 0.6)) * x[0],)
+
+
+@pytest.mark.parametrize(
+    ("field", "times"), [(pulsed, [0.0, 1.0, 2.0, 3.0]), (burst, 1.0), (pulsed, np.arange(200.0)[:100])], ids=str
+)
+def test_stiffness_between_the_asked_times_is_seen(field, times) -> None:
+    with pytest.warns(RuntimeWarning, match=r"the step 0\.05 is too large for this drift") as caught:
+        td.simulate(td.Langevin(field, dim=1), np.zeros((600, 1)), times, 0.05, rng=0, on_divergence="mark")
+    assert len(caught) == 1
+
+
+def test_where_paths_are_looked_at_changes_nothing() -> None:
+    """The first block has stops on its way; it comes to the same bits, heat and all, as when it is another block."""
+    process = td.Langevin(pulsed, diffusivity=lambda t: 1.0 + t, dim=1)
+    given = {"times": [0.0, 0.37, 1.0], "dt": 1e-3, "rng": 0, "heat": True, "method": "heun"}
+    runs = [td.simulate(process, np.zeros((600, 1)), chunk=chunk, **given) for chunk in (1, 3)]
+    grid = Grid.of(given["times"], given["dt"], 1)
+    task = _Run(process, grid, process.mix(grid.middles), seed_words(0), RULES["heun"], True, False, None)
+    plain, heats, _ = task.states(0, np.zeros((600, 1)), grid, task.mix)
+    for path in runs:
+        np.testing.assert_array_equal(path.states[:, :, 0], plain[:, 0, :600])
+        np.testing.assert_array_equal(path.heat, heats[:, :600])
+
+
+@pytest.mark.parametrize("stops", [[], [3], [1, 2, 5, 6, 7, 14], [0, 15, 99]])
+def test_a_grid_is_cut_at_steps(stops: list[int]) -> None:
+    grid = Grid.of([0.0, 0.5, 1.5], 0.1, 1)
+    fine, kept = grid.cut(np.array(stops, dtype=np.int64))
+    assert fine.counts.sum() == 15
+    assert (fine.counts > 0).all()
+    np.testing.assert_allclose(np.concatenate([[0.0], fine.ends()])[kept], grid.times, rtol=1e-14)
+    begun = np.concatenate([[0], np.cumsum(fine.counts)[:-1]])
+    np.testing.assert_array_equal(begun - fine.skips, np.where(begun < 5, 0, 5))
+
+
+def test_whether_a_function_looks_at_the_time() -> None:
+    for function, timed in (
+        (lambda x, t: (-x[0],), False),
+        (lambda x, t: (-x[0] * t,), True),
+        (lambda x, s, t: (-x[0] * t,), False),
+        (lambda x, s: (sum([v * s for v in x]),), True),
+    ):
+        assert td.drift(function).timed is timed
+    assert td.drift(lambda x, t, out: None, fills=True).timed is False
 
 
 def test_the_rate_of_a_linear_drift_is_that_of_its_fastest_mode() -> None:

@@ -39,6 +39,8 @@ COUNTING = 5.0
 """Seconds that a run goes on to count lost paths before it raises."""
 SAVED_TASKS, SAVED_STEPS = 256, 2**28
 """Tasks of a run with a checkpoint, and the most steps of one: each is a file, and an hour's run must not make a million."""
+MOST_STOPS = 24
+"""Times between the asked ones at which some paths are looked at."""
 MOST_RERUN = 256
 """Blocks with lost paths that are run again to find the first time."""
 RULES = {
@@ -54,6 +56,8 @@ class Grid:
     times: FloatArray
     widths: FloatArray
     counts: npt.NDArray[np.int64]
+    skips: npt.NDArray[np.int64]
+    """Steps from ``times[j]`` that come before those of interval j: 0 unless it is the rest of one."""
 
     @classmethod
     def of(cls, times: npt.ArrayLike, dt: float, dim: int) -> Grid:
@@ -78,7 +82,20 @@ class Grid:
                 f"a path in d = {dim} has random numbers; take a larger dt."
             )
         counts = wanted.astype(np.int64)
-        return cls(asked, np.diff(asked) / counts, counts)
+        return cls(asked, np.diff(asked) / counts, counts, np.zeros_like(counts))
+
+    def cut(self, stops: npt.NDArray[np.int64]) -> tuple[Grid, npt.NDArray[np.intp]]:
+        """The same steps with stops after these numbers of steps too, and which of its times are those of this grid."""
+        ends = np.cumsum(self.counts)
+        at = np.union1d(ends, stops[(stops > 0) & (stops < ends[-1])])
+        whole, first = np.searchsorted(ends, at), np.concatenate([[0], at[:-1]])
+        skips = first - (ends - self.counts)[whole]
+        starts = np.concatenate([self.times[whole], self.times[-1:]])
+        return Grid(starts, self.widths[whole], at - first, skips), np.concatenate([[0], 1 + np.searchsorted(at, ends)])
+
+    def ends(self) -> FloatArray:
+        """Time at the end of each interval."""
+        return self.times[:-1] + self.widths * (self.skips + self.counts)
 
     @property
     def middles(self) -> FloatArray:
@@ -196,7 +213,7 @@ def simulate(
         for k, (part, piece) in enumerate(zip(ranges, found, strict=True)):
             seen = piece.pop("seen", None)
             if seen is not None and not warned:
-                warned = warn_if_too_large(process, _later(grid, seen), stacklevel=2)
+                warned = warn_if_too_large(process, seen, stacklevel=2)
             kept.put(part, piece)
             if saved is not None and "reduced" in piece and (k + 1 == len(ranges) or saved.due()):
                 saved.save_total(kept.total(k + 1))
@@ -302,17 +319,17 @@ class _Run:
 
     def __call__(self, given: tuple[slice, FloatArray]) -> dict[str, Any]:
         part, x0 = given
-        states, heats, works = self.states(part.start // LANES, x0, self.grid, self.mix)
-        n = len(x0)
+        n, piece = len(x0), {}
+        if part.start == 0 and self.rule != EXACT:
+            states, heats, works, piece["seen"] = self._watched(x0)
+        else:
+            states, heats, works = self.states(part.start // LANES, x0, self.grid, self.mix)
         lost: Any = ~np.isfinite(states[-1, :, :n]).all(axis=0)
         # Energies of their own may have no value where the path has.
         for kept in (heats, works):
             if kept.size:
                 lost |= ~np.isfinite(kept[-1, :n])
-        piece: dict[str, Any] = {"lost": lost}
-        if part.start == 0:
-            some = np.ix_(1 + sampled(len(states) - 1, MOST_TIMES), np.arange(states.shape[1]), sampled(n, MOST_PATHS))
-            piece["seen"] = states[some].transpose(0, 2, 1)
+        piece["lost"] = lost
         if self.heat:
             piece["heat"] = heats[:, :n]
         if self.work:
@@ -328,6 +345,26 @@ class _Run:
             with np.errstate(over="ignore", invalid="ignore"):
                 piece["reduced"] = [self.reduce.of(block) for block in kept if block.size]
         return piece
+
+    def _watched(self, x0: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, list[tuple[float, float, FloatArray]]]:
+        """`states` of the first paths, and some of them at some times on the way, with time and step, to be looked at.
+
+        The states at asked times alone would miss what a protocol does between: it is often asked for once in a period.
+        """
+        timed = getattr(getattr(self.process, "drift", None), "timed", False)
+        # Stops in the golden ratio lie evenly, and keep time with no period.
+        places = (np.arange(1, MOST_STOPS + 1) * 0.6180339887498949 % 1.0) if timed else np.zeros(0)
+        fine, kept = self.grid.cut(np.unique((int(self.grid.counts.sum()) * places).astype(np.int64)))
+        mine = x0[:LANES]
+        states, heats, works = self.states(0, mine, fine, self.mix)
+        some = sampled(len(mine), MOST_PATHS)
+        at = np.union1d(np.setdiff1d(np.arange(len(states)), kept), kept[1:][sampled(len(kept) - 1, MOST_TIMES)])
+        seen = [(float(fine.ends()[j - 1]), float(fine.widths[j - 1]), states[j][:, some].T.copy()) for j in at]
+        found = [values[kept] if values.size else values for values in (states, heats, works)]
+        if len(x0) > LANES:
+            rest = self.states(1, x0[LANES:], self.grid, self.mix)
+            found = [np.concatenate([one, two], axis=-1) if one.size else one for one, two in zip(found, rest, strict=True)]
+        return found[0], found[1], found[2], seen
 
     def states(
         self, block: int, x0: FloatArray, grid: Grid, mix: FloatArray, step: int = 0
@@ -350,7 +387,7 @@ class _Run:
         langevin.langevin(
             made.field, made.params, self.process.energy() if self.work else made.field, made.noise, made.noise_params,
             kind, mix, made.twist, self.key, self.rule, block, block + blocks, step, grid.times[:-1].copy(), grid.widths,
-            grid.counts, made.walls, states, heats, works,
+            grid.skips, grid.counts, made.walls, states, heats, works,
         )  # fmt: skip
         return states, heats, works
 
@@ -370,7 +407,7 @@ class _Run:
             langevin.langevin(
                 made.field, params, made.field, made.field, made.noise_params, kind, mix, 0.0, self.key, langevin.EULER,
                 block, block + blocks, step, grid.times[j : j + 1].copy(), grid.widths[j : j + 1].copy(),
-                grid.counts[j : j + 1].copy(), made.walls, two, *np.zeros((2, 0, 0)),
+                grid.skips[j : j + 1].copy(), grid.counts[j : j + 1].copy(), made.walls, two, *np.zeros((2, 0, 0)),
             )  # fmt: skip
             states[j + 1], step = two[1], step + int(steps)
 
@@ -392,12 +429,6 @@ def _raise_divergence(run: _Run, x0: FloatArray, lost: npt.NDArray[np.bool_]) ->
         f"{int(lost.sum())} of {which} left the finite numbers, the first{among} at t = {earliest:.6g} "
         f'(key {int(run.key[0])}, {int(run.key[1])}); {cure}, or on_divergence="mark" to go on without them.'
     )
-
-
-def _later(grid: Grid, seen: FloatArray) -> list[tuple[float, float, FloatArray]]:
-    """Kept states (m, n, d) of some paths, with their times and the steps that led there."""
-    at = 1 + sampled(len(grid.times) - 1, MOST_TIMES)
-    return [(float(grid.times[j]), float(grid.widths[j - 1]), x) for j, x in zip(at, seen, strict=True)]
 
 
 def _require_finite_start(run: _Run, x0: FloatArray) -> None:
@@ -428,7 +459,7 @@ def _first_bad_time(run: _Run, block: int, x: FloatArray, latest: float) -> floa
                 return latest
             size = min(int(total) - first, 256)
             times = start + width * np.arange(first, first + size + 1)
-            grid = Grid(times, np.full(size, width), np.ones(size, dtype=np.int64))
+            grid = Grid(times, np.full(size, width), np.ones(size, dtype=np.int64), np.zeros(size, dtype=np.int64))
             mix = run.mix[done : done + size] if len(run.mix) > 1 else run.mix
             states, _, _ = quiet.states(block, x, grid, mix, done)
             bad = ~np.isfinite(states[:, :, :n]).all(axis=(1, 2))

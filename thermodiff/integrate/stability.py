@@ -15,7 +15,7 @@ FloatArray = npt.NDArray[np.float64]
 MOST_PATHS = 8
 """Paths that are looked at."""
 MOST_TIMES = 8
-"""Times at which they are looked at, beside the start."""
+"""Asked times at which they are looked at, beside the start and stops on the way."""
 LARGEST = 1.0
 """Of h times the rate of the drift, at most paths; at a single one twice that, where Euler's rule turns unstable."""
 _SQUARINGS = 5

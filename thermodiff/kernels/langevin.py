@@ -324,6 +324,7 @@ def affine(x, row, params, out):
         vector,
         vector,
         integers,
+        integers,
         matrix,
         tensor,
         matrix,
@@ -346,6 +347,7 @@ def langevin(
     step,
     starts,
     widths,
+    skips,
     counts,
     walls,
     states,
@@ -356,7 +358,8 @@ def langevin(
 
     The noise begins with that of step number ``step``.
 
-    Interval j is ``counts[j]`` steps of ``widths[j]`` from time ``starts[j]``; it ends in ``states[j + 1]`` and, where they
+    Interval j is ``counts[j]`` steps of ``widths[j]``, after ``skips[j]`` steps from time ``starts[j]`` that others make (a
+    stretch that is cut in two has the same times to the bit); it ends in ``states[j + 1]`` and, where they
     are not empty, in ``heats[j + 1]`` and ``works[j + 1]`` (T, n): the integrals of f . dx and of dU/dt along each path,
     where the first row of the field ``energy``, with the same ``params``, is U.
     """
@@ -382,7 +385,7 @@ def langevin(
         for interval in range(starts.size):
             h = widths[interval]
             for j in range(counts[interval]):
-                t = starts[interval] + j * h
+                t = starts[interval] + (skips[interval] + j) * h
                 rows[0, 0], rows[1, 0], rows[2, 0] = t, t + 0.5 * h, t + h
                 if kind != NONE:
                     group = fill_rows(key, block * LANES, k * dim, PATH, quad, group, z)

@@ -1,5 +1,8 @@
 """Messages of the argument checks: what was given, what is needed, what to do."""
 
+import errno
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -102,3 +105,51 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
 def test_divergence_error_is_arithmetic() -> None:
     assert issubclass(_check.DivergenceError, ArithmeticError)
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of a process, and processes of two machines that have the same number."""
+    path, names, replace = tmp_path / "file", [], os.replace
+
+    def seen(temporary: Path, target: Path) -> None:
+        names.append(temporary.name)
+        replace(temporary, target)
+
+    monkeypatch.setattr(_check.os, "replace", seen)
+    for machine in ("one", "two"):
+        monkeypatch.setattr(_check.platform, "node", lambda machine=machine: machine)
+        monkeypatch.setattr(_check, "_WRITES", iter(range(50)))
+        threads = [threading.Thread(target=_check.write_atomically, args=(path, bytes([k]))) for k in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(set(names)) == 40
+    assert len(path.read_bytes()) == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_small_files_are_on_the_disk_before_they_have_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    monkeypatch.setattr(_check.os, "fsync", lambda number: synced.append(os.fstat(number).st_size))
+    for size in (0, 7, _check.SYNCED - 1, _check.SYNCED):
+        _check.write_atomically(tmp_path / "file", b"x" * size)
+    assert synced == [0, 7, _check.SYNCED - 1]
+
+
+def test_a_folder_is_tried_and_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "new" / "deep"
+    _check.require_folder("out", folder)
+    _check.require_writable("out", folder)
+    assert list(tmp_path.iterdir()) == []
+
+    def refuse(**given) -> None:
+        assert given == {"dir": tmp_path}
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(_check.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(
+        OSError, match=r"out: nothing can be written there \(Read-only.*choose another place.*deep'"
+    ) as found:
+        _check.require_writable("out", folder)
+    assert (found.value.errno, found.value.filename) == (errno.EROFS, str(folder))

@@ -159,6 +159,7 @@ def test_about_names_data_schedule_and_parameters() -> None:
     assert about["data"] == PLANE.label
     assert about["schedule"] == "VP(scale=0.1)"
     assert about["score"] == "exact"
+    assert about["dim"] == 2
     assert about["noise"] == td.VP(scale=0.1).to_dict()
 
 

@@ -189,6 +189,35 @@ def always_dies(k: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def cannot_start() -> None:
+    raise ValueError("module not found")
+
+
+@pytest.mark.parametrize(
+    ("task", "initializer", "message", "most"),
+    [
+        (slow_first, cannot_start, "before they have finished a task.*if __name__ == .*standard input.*initializer", 1),
+        (always_dies, None, "again and again before they finish another task.*fewer workers, or smaller tasks", 3),
+    ],
+    ids=["never starts", "always dies"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_pools_that_get_nowhere_are_given_up_soon(task, initializer, message: str, most: int, monkeypatch) -> None:
+    pools, replacement = [], _tasks._replacement
+
+    def counted(*given):
+        pools.append(replacement(*given))
+        return pools[-1]
+
+    monkeypatch.setattr(_tasks, "_replacement", counted)
+    with (
+        ProcessPoolExecutor(1, mp_context=FORK, initializer=initializer) as executor,
+        pytest.raises(BrokenProcessPool, match=message),
+    ):
+        list(in_order(task, 5, executor))
+    assert 1 <= len(pools) <= most
+
+
 def test_the_new_pool_is_like_the_old_one() -> None:
     old = ProcessPoolExecutor(3, multiprocessing.get_context("spawn"), print, ("started",), max_tasks_per_child=7)
     new = _tasks._replacement(old, old)
@@ -240,13 +269,43 @@ class Silent(ThreadPoolExecutor):
 
 
 def test_an_executor_that_does_not_say_its_size_gets_many_tasks() -> None:
+    done = threading.Event()
     with Silent() as executor:
         executor._max_workers = None
-        results = in_order(time.sleep, 2000, executor, inputs=lambda k: 0.0)
+        # Only the first ends, so that no result is in the way of further tasks.
+        results = in_order(lambda k: done.wait() if k else None, 2000, executor)
         next(results)
         assert executor.given >= 512
+        done.set()
         results.close()
         executor._max_workers = 2
+
+
+class AtOnce(Executor):
+    """Runs a task when it is submitted."""
+
+    def submit(self, function, /, *arguments, **keywords) -> Future:
+        future: Future = Future()
+        future.set_result(function(*arguments, **keywords))
+        return future
+
+
+def test_finished_results_do_not_pile_up() -> None:
+    class Result:
+        pass
+
+    made = []
+
+    def task(k: int) -> Result:
+        result = Result()
+        made.append(weakref.ref(result))
+        return result
+
+    most = 0
+    for _ in in_order(task, 400, AtOnce()):
+        most = max(most, sum(reference() is not None for reference in made))
+    assert len(made) == 400
+    assert most <= _tasks.MOST_FINISHED + 2
 
 
 def test_a_thread_that_ends_the_program_is_heard_of(monkeypatch: pytest.MonkeyPatch) -> None:

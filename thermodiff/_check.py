@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import platform
+import tempfile
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -113,12 +116,44 @@ def seed_words(rng: Any) -> npt.NDArray[np.uint32]:
     raise TypeError(f"rng must be a non-negative integer, a SeedSequence, a Generator or None, got {rng!r:.60}{hint}.")
 
 
+def require_folder(name: str, folder: Path) -> None:
+    """Refuse a folder that cannot be made because a file has its name, or that of a folder above it."""
+    taken = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
+    if taken is not None:
+        raise ValueError(f"{name}: {str(taken)!r} is a file, and a folder is needed there; choose another name.")
+
+
+def require_writable(name: str, folder: Path) -> None:
+    """Refuse a folder into which nothing can be written, or which cannot be made, before anything is computed for it.
+
+    It is not made here, for another run with the same folder could be about to write into it.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=there) as probe:
+            probe.write(b"probe")
+    except OSError as error:
+        reason = f"{name}: nothing can be written there ({error.strerror}); choose another place, or make this one writable"
+        raise OSError(error.errno, reason, str(folder)) from None
+
+
+_WRITES = itertools.count()
+SYNCED = 10**6
+"""Bytes below which a file is on the disk before it gets its name: a record that is empty after a loss of power is in the
+way of what it describes, and large files cost time."""
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write to a temporary name beside ``path``, then rename: nobody ever sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A name for each write: threads, and machines that share the disk, may write the same file at the same time.
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.{next(_WRITES)}.tmp")
     try:
-        temporary.write_bytes(content)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            if len(content) < SYNCED:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from functools import cache
 from typing import Any, TypeVar
@@ -122,28 +123,29 @@ def _with_helpers(function: Callable[[Any], T], count: int, given: Callable[[int
 
 UNKNOWN_WORKERS = 256
 """Taken for an executor that does not say how many it has."""
+MOST_FINISHED = 16
+"""Results of such an executor that may wait to be handed on before no more tasks are begun than are handed on."""
 MOST_DEATHS = 20
 """Pools of processes that are replaced before giving up."""
+MOST_IDLE_DEATHS = 2
+"""Pools in a row that die before they have finished a task: workers that cannot start would die again."""
 
 
 def _submitted(function: Callable[[Any], T], count: int, executor: Executor, given: Callable[[int], Any]) -> Iterator[T]:
-    pool, deaths = executor, 0
-    ahead = 4 * _workers(executor)
+    pool, losses, told = executor, _Losses(), _workers(executor)
+    ahead = 4 * (told or max(cores(), UNKNOWN_WORKERS))
     waiting: dict[int, Future[T]] = {}
     try:
         k = 0
         while k < count:
             try:
-                for j in range(k, min(k + ahead, count)):
-                    if j not in waiting:
-                        waiting[j] = pool.submit(function, given(j))
+                for j in _wanted(waiting, range(k, min(k + ahead, count)), None if told else MOST_FINISHED):
+                    waiting[j] = pool.submit(function, given(j))
                 value = waiting[k].result()
-            except BrokenExecutor:
-                deaths += 1
-                if deaths > MOST_DEATHS:
-                    raise
-                pool = _replacement(pool, executor)
+            except BrokenExecutor as error:
                 waiting = {j: future for j, future in waiting.items() if _finished(future)}
+                losses.count(error, k + len(waiting))
+                pool = _replacement(pool, executor)
                 continue
             del waiting[k]
             k += 1
@@ -155,12 +157,52 @@ def _submitted(function: Callable[[Any], T], count: int, executor: Executor, giv
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+def _wanted(waiting: dict[int, Future[Any]], tasks: range, most: int | None) -> Iterator[int]:
+    """Those of ``tasks`` to be submitted now: the first, and the others while fewer than ``most`` finished ones wait."""
+    finished = 0 if most is None else sum(future.done() for future in waiting.values())
+    for j in tasks:
+        if most is not None and j > tasks[0] and finished >= most:
+            return
+        if j not in waiting:
+            yield j
+            # An executor may run a task at once.
+            finished += waiting[j].done()
+
+
+class _Losses:
+    """Pools that died, and how many of them in a row before anything was finished."""
+
+    def __init__(self) -> None:
+        self.deaths = self.idle = self.done = 0
+
+    def count(self, error: BrokenExecutor, done: int) -> None:
+        """Another has died, after ``done`` tasks in all; raises where another would not help."""
+        self.idle = self.idle + 1 if done == self.done else 0
+        self.deaths, self.done = self.deaths + 1, done
+        if isinstance(error, BrokenProcessPool) and self.idle >= MOST_IDLE_DEATHS:
+            raise BrokenProcessPool(_LATER if done else _NEVER) from error
+        if self.deaths > MOST_DEATHS:
+            raise error
+
+
+_NEVER = (
+    "the worker processes end before they have finished a task.  Where processes are spawned, the program must be a file, "
+    'and what it calls must stand under `if __name__ == "__main__":`; a program from standard input needs threads, or a '
+    'pool with mp_context=multiprocessing.get_context("fork").  If the pool has an initializer, it may have failed: see its '
+    "error."
+)
+_LATER = (
+    "the worker processes die again and again before they finish another task: a task may end its process, or the system "
+    "does, for want of memory; use fewer workers, or smaller tasks (chunk=1)."
+)
+
+
 def _workers(executor: Executor) -> int:
-    """How many there are; where an executor does not say, many: with too few tasks under way most of them would wait."""
+    """How many there are; 0 where an executor does not say."""
     told = getattr(executor, "_max_workers", None) or getattr(executor, "num_workers", None)
     with suppress(Exception):  # Dask's client has a method for it
         told = told or sum(executor._client.nthreads().values())  # pyright: ignore[reportAttributeAccessIssue]
-    return told if isinstance(told, int) and told > 0 else max(cores(), UNKNOWN_WORKERS)
+    return told if isinstance(told, int) and told > 0 else 0
 
 
 def _finished(future: Future[Any]) -> bool:

@@ -79,7 +79,7 @@ class Diffusion:
     def about(self) -> dict[str, Any]:
         """Header of the ledger."""
         record = {"data": self.data.label, "noise": self.noise.to_dict(), "schedule": self.noise.name}
-        return {**record, "score": "exact"}
+        return {**record, "score": "exact", "dim": self.data.dim}
 
     def _kernel(self, t: float) -> dict[str, float]:
         t = time_within(t, self.noise.t_end)

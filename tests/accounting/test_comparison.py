@@ -1,6 +1,7 @@
 """Paired differences between ledgers."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -98,6 +99,15 @@ def test_unequal_nodes_are_refused(pair, keywords: dict) -> None:
         td.compare(pair[0], measure(SHIFTED, **keywords))
 
 
+def test_unequal_dimensions_are_refused(pair) -> None:
+    cube = measure(td.Gaussian([0.0, 0.0, 0.0], std=0.5), samples=100, lam=pair[0].window)
+    with pytest.raises(ValueError, match=r"different dimensions, d = 1 and d = 3, so their samples are not pairs"):
+        td.compare(pair[0], cube)
+    # A ledger of an older file does not say.
+    about = {name: value for name, value in pair[0].about.items() if name != "dim"}
+    assert td.compare(replace(pair[0], about=about), pair[1]).differences
+
+
 def test_two_exact_ledgers_have_no_efficiency(pair) -> None:
     comparison = td.compare(*pair)
     assert comparison.efficiency is None
@@ -131,6 +141,32 @@ def test_the_error_of_the_ratio_is_its_scatter(pair) -> None:
     noise_only = 0.01 / np.sqrt(2000) / pair[0].total("total").value
     assert scatter == pytest.approx(noise_only, rel=4.0 / np.sqrt(2 * 99))
     assert all(estimate.error >= 0.9 * noise_only for estimate in found)
+
+
+def test_the_nodes_are_part_of_the_error_of_the_ratio(pair) -> None:
+    """On one law they err in proportion and leave the ratio as it is, but for the rounding of the network."""
+    exact = pair[0]
+    model, left = learned(exact, 0.9), exact.quadrature["total"]
+    value = ratio(model, exact).value
+
+    def nodes(one: td.Ledger, two: td.Ledger) -> float:
+        gap = one.samples["neural"] - ratio(one, two).value * two.samples["total"]
+        return float(np.sqrt((ratio(one, two).error * two.total("total").value) ** 2 - gap.var(ddof=1) / gap.size))
+
+    rounded = replace(model, quadrature={**model.quadrature, "neural - total": 0.1 * left + 0.5})
+    assert nodes(rounded, exact) == pytest.approx(0.5 + abs(0.9 - value) * left, rel=1e-6)
+    coarse = replace(model, quadrature={**model.quadrature, "total": 0.4, "neural": 0.3})
+    assert nodes(coarse, exact) == pytest.approx(np.hypot(0.3, value * left), rel=1e-6)
+
+
+def test_the_ratio_of_ledgers_that_are_no_pairs(pair) -> None:
+    """Errors of both add where the data points of the samples are others."""
+    exact, model = pair[0], replace(learned(pair[0], 0.9), clusters=500)
+    one, two = model.total("neural"), exact.total("total")
+    found = ratio(model, exact)
+    assert found.value == pytest.approx(one.value / two.value, rel=1e-12)
+    assert found.error == pytest.approx(found.value * np.hypot(one.error / one.value, two.error / two.value), rel=1e-9)
+    assert found.error > 3.0 * ratio(learned(pair[0], 0.9), exact).error
 
 
 def test_text_holds_both_ledgers_and_the_differences(pair) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -104,9 +105,25 @@ def test_one_sentence(capsys, monkeypatch, tmp_path: Path, arguments: tuple[str,
 
 def test_out_is_a_file(faked, capsys, monkeypatch, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("precious")
+    monkeypatch.setattr(bench.timing, "run", None)  # refused before anything is measured
+    for place in ("out", "out/deeper"):
+        code, out, err = call(capsys, monkeypatch, "--out", str(tmp_path / place))
+        assert (code, out, len(err.strip().splitlines())) == (2, "", 1)
+        assert err.endswith("out' is a file, and a folder is needed there; choose another name.\n")
+    assert (tmp_path / "out").read_text() == "precious"
+
+
+def test_out_cannot_be_written(faked, capsys, monkeypatch, tmp_path: Path) -> None:
+    def refuse(**given: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(bench.timing, "run", None)
+    monkeypatch.setattr("thermodiff._check.tempfile.TemporaryFile", refuse)
     code, out, err = call(capsys, monkeypatch, "--out", str(tmp_path / "out"))
     assert (code, out, len(err.strip().splitlines())) == (2, "", 1)
-    assert (tmp_path / "out").read_text() == "precious"
+    for words in (str(tmp_path / "out"), "--out: nothing can be written there (Permission denied); choose another place"):
+        assert words in err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failure_leaves_earlier_results_alone(faked, monkeypatch, tmp_path: Path) -> None:

@@ -53,8 +53,9 @@ def test_mixture(run, tmp_path):
     record = load_weights(net, tmp_path / "out" / "weights")
     assert record["noise"] == VP().to_dict()
     told = json.loads((tmp_path / "out" / "train.json").read_text())
+    assert len(told.pop("fingerprint")) == 64
     assert told == {
-        "data": "mixture", "labels": False, "seed": 0, "network": "ControlMLP", "steps": 3, "span": None,
+        "data": "mixture", "net": "control", "labels": False, "seed": 0, "network": "ControlMLP", "steps": 3, "span": None,
         "window": pytest.approx(VP().window()),
     }  # fmt: skip
 
@@ -71,6 +72,14 @@ def test_the_same_command_goes_on(run, tmp_path):
     assert code == 2
     assert "belongs to another training (lr was 0.007, now 0.5)" in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_finished_training_without_its_metrics(run, tmp_path):
+    assert run("--quiet")[0] == 0
+    (tmp_path / "out" / "metrics.jsonl").unlink()
+    code, out, _ = run()
+    assert code == 0
+    assert "nothing was left to do" in out
 
 
 @pytest.mark.parametrize("labels", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from dataclasses import replace
@@ -152,11 +153,26 @@ def test_out_below_a_file_or_a_folder(run, tmp_path, monkeypatch):
     monkeypatch.setattr(validate, "measure", None)  # refused before anything is measured
     (tmp_path / "file").write_text("precious")
     (tmp_path / "folder.json").mkdir()
-    for out in (tmp_path / "file" / "checks.json", tmp_path / "folder.json"):
+    for out, words in (
+        (tmp_path / "file" / "checks.json", "file' is a file, and a folder is needed there; choose another name."),
+        (tmp_path / "folder.json", f"must be a file that ends in .json, got '{tmp_path / 'folder.json'}'"),
+    ):
         code, shown, err = run(*FEW, "--out", str(out))
         assert (code, shown) == (2, "")
-        assert str(out) in err
+        assert words in err
     assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_out_where_nothing_can_be_written(run, tmp_path, monkeypatch):
+    def refuse(**given):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(validate, "measure", None)
+    monkeypatch.setattr("thermodiff._check.tempfile.TemporaryFile", refuse)
+    code, shown, err = run(*FEW, "--out", str(tmp_path / "new" / "checks.json"))
+    assert (code, shown, len(err.strip().splitlines())) == (2, "", 1)
+    assert f"{tmp_path / 'new'}: --out: nothing can be written there (Permission denied); choose another place" in err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bar_where_it_takes_a_while(run, monkeypatch):

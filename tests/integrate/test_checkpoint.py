@@ -1,8 +1,11 @@
 """The record of a run on disk."""
 
+import errno
 import io
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -199,3 +202,68 @@ def test_reducers_are_known_by_what_they_compute() -> None:
 def test_the_record_is_plain_json(tmp_path: Path) -> None:
     Checkpoint(tmp_path, RUN, 0, KEY).save(0, PIECE)
     assert json.loads((tmp_path / "run.json").read_text()) == RUN | {"key": [1, 2]}
+
+
+def no_room(*given, **named) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_before_anything_is_computed(tmp_path: Path, monkeypatch) -> None:
+    saved = Checkpoint(tmp_path / "run", RUN, 0, KEY)
+    assert saved.missing(2) == [0, 1]
+    assert saved.total() is None
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("thermodiff._check.tempfile.TemporaryFile", no_room)
+    for ask in (lambda: saved.missing(2), saved.total):
+        with pytest.raises(OSError, match=r"checkpoint: nothing can be written there \(No space.*choose another.*run'"):
+            ask()
+    computed = []
+    with pytest.raises(OSError, match="nothing can be written there"):
+        td.simulate(
+            td.Linear(-np.eye(1), np.zeros(1), 1.0), np.zeros((600, 1)), 1.0, 0.1, chunk=1, checkpoint=tmp_path / "run",
+            progress=lambda done, tasks: computed.append(done),
+        )  # fmt: skip
+    assert computed == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_run_is_read_where_nothing_can_be_written(tmp_path: Path, monkeypatch) -> None:
+    Checkpoint(tmp_path, RUN, 0, KEY).save(0, PIECE)
+    monkeypatch.setattr("thermodiff._check.tempfile.TemporaryFile", no_room)
+    saved = Checkpoint(tmp_path, RUN, 0, KEY)
+    assert saved.missing(1) == []
+    assert saved.load(0) is not None
+
+
+def test_a_full_disk_is_told_with_what_to_do(tmp_path: Path, monkeypatch) -> None:
+    saved = Checkpoint(tmp_path, RUN, 0, KEY)
+    saved.save(0, PIECE)
+    message = (
+        r"checkpoint: a file of \d+ bytes could not be written \(No space.*kept.*the same call goes on.*chunk-0000001\.npz"
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr("thermodiff._check.os.replace", no_room)
+        with pytest.raises(OSError, match=message) as found:
+            saved.save(1, PIECE)
+    assert (found.value.errno, found.value.filename) == (errno.ENOSPC, str(tmp_path / "chunk-0000001.npz"))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["chunk-0000000.npz", "run.json"]
+    saved.save(1, PIECE)
+    assert Checkpoint(tmp_path, RUN, 0, KEY).missing(2) == []
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"key": [1]}'])
+@pytest.mark.parametrize("kept", ["chunk", "total"])
+def test_sealed_files_do_in_place_of_a_damaged_record(content: str, kept: str, tmp_path: Path) -> None:
+    saved, record = Checkpoint(tmp_path / "a", RUN, 0, KEY), tmp_path / "a" / "run.json"
+    saved.save(3, PIECE) if kept == "chunk" else saved.save_total(Total(1, True, 2.0, np.zeros(0, dtype=np.int64)))
+    good = record.read_text()
+    record.write_text(content)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    with pytest.warns(RuntimeWarning, match=r"run\.json is damaged; .* are of this run"):
+        again = Checkpoint(tmp_path / "a", RUN, 0, KEY)
+    assert 3 not in again.missing(4) if kept == "chunk" else again.total() is not None
+    again.save(1, PIECE)
+    assert record.read_text() == good
+    for run, key in ((RUN | {"code": "b"}, KEY), (RUN, KEY + np.uint32(1))):
+        with pytest.raises(ValueError, match=r"run\.json is not the record of a run"):
+            Checkpoint(tmp_path / "b", run, 0, key)

@@ -1,5 +1,6 @@
 """Where states go as they come: Zarr stores here; files, arrays and checkpoints in test_simulate_runs."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -117,3 +118,32 @@ def test_without_zarr_a_sentence_says_what_to_install(tmp_path: Path, monkeypatc
     with pytest.raises(ImportError, match=r"needs zarr; install it with: pip install 'thermodiff\[zarr\]'"):
         td.simulate(WELL, X0, out=tmp_path / "new" / "run.zarr", **GIVEN)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no such call here")
+def test_room_for_a_file_is_taken_before_the_run(
+    states: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full later ends a program that writes to a memory map, without a word."""
+    asked, number = [], errno.ENOSPC
+
+    def reserve(file: int, start: int, size: int) -> None:
+        asked.append((start, size, os.fstat(file).st_size))
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", reserve)
+    with pytest.raises(
+        OSError, match=r"out needs .* GB for .*could not be reserved \(No space.*make room for \d+ bytes.*run\.npy"
+    ) as found:
+        td.simulate(WELL, X0, out=tmp_path / "run.npy", progress=stop, **GIVEN)
+    assert (found.value.errno, os.listdir(tmp_path)) == (errno.ENOSPC, [])
+    start, size, whole = asked[0]
+    assert start == 0
+    assert size == whole > states.nbytes
+    # Where a file system cannot reserve anything, the run goes on.
+    for number in (errno.EOPNOTSUPP, errno.EINVAL):  # noqa: B007
+        path = td.simulate(WELL, X0, out=tmp_path / "run.npy", **GIVEN)
+        np.testing.assert_array_equal(path.states, states)
+    monkeypatch.delattr(os, "posix_fallocate")
+    np.testing.assert_array_equal(td.simulate(WELL, X0, out=tmp_path / "run.npy", **GIVEN).states, states)
+    assert os.listdir(tmp_path) == ["run.npy"]

@@ -73,6 +73,38 @@ def test_histogram() -> None:
     assert 0 < found["counts"].sum() < 2000
 
 
+TINY = float(np.nextafter(0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    "edges",
+    [
+        np.linspace(-2.0, 2.5, 10), np.arange(-3, 4) * 0.1, np.linspace(-1.0, 1.0, 1001), [0, 1], [0, 1, 2.2, 3], [-1, 0, 0.1, 3],
+        [-np.inf, 0, np.inf], [0, 1, np.inf], [-1e308, 0, 1e308], np.linspace(1e15, 1e15 + 8, 9), [0, TINY], [1, 1 + 2**-52],
+    ],
+    ids=lambda edges: f"{len(edges)} edges from {edges[0]:g} to {edges[-1]:g}",
+)  # fmt: skip
+def test_counts_are_those_of_numpy(edges, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last number beside an edge, in one pass over a block."""
+    rng, ends = np.random.default_rng(3), np.array([edge for edge in edges if np.isfinite(edge)], dtype=float)
+    beside = [ends, np.nextafter(ends, np.inf), np.nextafter(ends, -np.inf), [np.nan, np.inf, -np.inf, -0.0]]
+    part = rng.random(200)
+    within = (1.0 - part) * ends[0] + part * ends[-1]
+    values = np.concatenate([*beside, within, rng.standard_normal(200)])
+    states = rng.permuted(np.tile(values, (40, 1)), axis=1)[:, :, None]
+    with np.errstate(all="ignore"):
+        expected = [np.histogram(row[:, 0], np.asarray(edges, dtype=float))[0] for row in states]
+        monkeypatch.setattr(np, "histogram", None)
+        np.testing.assert_array_equal(td.Histogram(edges).of(states), expected)
+
+
+def test_moments_do_not_depend_on_the_layout() -> None:
+    states = np.random.default_rng(4).standard_normal((5, 256, 3))
+    turned = np.ascontiguousarray(states.transpose(0, 2, 1)).transpose(0, 2, 1)
+    for one, two in zip(td.Moments().of(states), td.Moments().of(turned), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
 @pytest.mark.parametrize("edges", [[0.0], [1.0, 0.0], [0.0, 0.0, 1.0], [[0.0, 1.0]], [0.0, np.nan], "abc", None, [0.0, "a"]])
 def test_edges_must_increase(edges) -> None:
     with pytest.raises(ValueError, match="Histogram: edges must be at least two increasing numbers, got"):

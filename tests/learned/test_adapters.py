@@ -12,6 +12,7 @@ from torch import nn
 from thermodiff.learned.adapters import TIMES, adapt
 from thermodiff.learned.images import Images
 from thermodiff.learned.model import LearnedDiffusion
+from thermodiff.learned.networks import ControlMLP
 from thermodiff.learned.training import train
 from thermodiff.schedules import VP, Cosine
 
@@ -114,6 +115,38 @@ def test_a_score_beyond_the_steps_is_refused():
     assert model.score(np.ones((1, 2)), 0.01).shape == (1, 2)
     with pytest.raises(ValueError, match=r"State a window inside, lam=\(low, high\)"):
         model.score(np.ones((1, 2)), 0.009)
+
+
+# What a module knows of itself
+
+
+def test_what_a_trained_module_knows_is_kept():
+    inner = ControlMLP(2, width=8, rng=0)
+    train(inner, np.random.default_rng(0).normal(size=(50, 2)), VP(), steps=2, batch=8, rng=0, lam=(-6.0, 5.0))
+    net = adapt(inner)
+    assert (net.predicts, net.noise, net.window) == ("entropy", VP(), (-6.0, 5.0))
+    model = LearnedDiffusion(adapt(net), np.eye(2), VP())
+    x = np.random.default_rng(1).normal(size=(5, 2))
+    np.testing.assert_array_equal(model.score(x, 0.97), LearnedDiffusion(inner, np.eye(2), VP()).score(x, 0.97))
+    with pytest.raises(ValueError, match=r"the network belongs to VP\(.*, the diffusion is that of Cosine"):
+        LearnedDiffusion(net, np.eye(2), Cosine())
+
+
+def test_the_caller_says_otherwise():
+    probe = Probe()
+    probe.predicts, probe.noise, probe.window = "v", VP(), (-3.0, 2.0)
+    net = adapt(probe, time="steps", steps=100, noise=Cosine())
+    assert (net.predicts, net.noise, net.window) == ("v", Cosine(), (-25.0, float(Cosine().lam(0.01))))
+    assert adapt(probe, time="lam", noise=Cosine()).window == (-3.0, 2.0)
+
+
+def test_what_means_something_else_is_not_taken_over():
+    probe = Probe()
+    probe.predicts, probe.noise, probe.window = torch.ones(2), nn.Linear(2, 2), 7
+    net = adapt(probe, noise=VP())
+    assert net.window is None
+    assert not hasattr(net, "predicts")
+    assert not hasattr(net, "noise")
 
 
 # Labels in training

@@ -154,6 +154,40 @@ def test_weights_of_few_digits_are_refused(kind):
         train(Plain().to(kind), np.eye(2), VP(), lam=(-4.0, 4.0))
 
 
+class Broken(Plain):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, x, t):
+        raise self.error
+
+
+class Own(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("of its own"), "of its own"),
+        (TypeError("odd"), "odd"),
+        (KeyError("a"), "KeyError: 'a'"),
+        (ZeroDivisionError(), "ZeroDivisionError: "),
+        (Own("stop"), "Own: stop"),
+    ],
+)
+def test_any_error_of_a_module_is_told_with_the_call(error, told):
+    with pytest.raises(ValueError, match=rf"called as net\(x, t\) with x \(4, 2\), t \(4,\), failed: {told}$") as found:
+        train(Broken(error), np.eye(2), VP(), steps=1, batch=4, rng=0, lam=(-4.0, 4.0))
+    assert found.value.__cause__ is error
+
+
+def test_a_lack_of_memory_is_left_as_it_is():
+    with pytest.raises(MemoryError):
+        caller(Broken(MemoryError("full"))).at(1, None)(X, T)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
+from thermodiff.learned.batches import Source
 from thermodiff.learned.images import Images, read_images
 
 
@@ -151,6 +152,76 @@ class Endless(torch.utils.data.IterableDataset):
         return iter(())
 
 
+class Counted(Endless):
+    def __len__(self) -> int:
+        return 4
+
+
+class Chosen(Counted):
+    def __getitem__(self, k: int) -> torch.Tensor:
+        return torch.full((1, 5, 5), float(k))
+
+
+def test_a_stream_that_has_items_after_all():
+    assert len(Images(Chosen())) == 4
+
+
+def test_a_stream_is_refused_in_training():
+    with pytest.raises(TypeError, match="a dataset with len and items 0, 1, 2, ..., got Counted"):
+        Source(Counted())
+
+
+MASKED = np.ma.masked_equal([0, 1, 2, 1], 1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([0, 1, 2**63, 1], dtype=np.uint64), r"labels must be below 2\*\*63, got 9223372036854775808"),
+        (MASKED, "2 entries of a masked array are masked; leave them out"),
+        (list(MASKED), "1 entries of a masked array are masked"),
+    ],
+    ids=["large", "masked", "list"],
+)
+def test_labels_that_would_be_altered(labels, message):
+    with pytest.raises(ValueError, match=message):
+        Images(grey(4, 5, 5), labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (torch.tensor(0.9), r"has the label 0\.89\d+; labels must be whole numbers, counted from 0"),
+        (1.2, r"has the label 1\.2; labels must be whole"),
+        (float("nan"), "has the label nan; labels"),
+        (np.inf, "has the label inf; labels"),
+        ("3", "a label of type str that is not a single number"),
+        ([[1, 2], [3]], "a label of type list that is not a single number"),
+        (np.ma.masked, "1 entries of a masked array are masked"),
+    ],
+)
+def test_labels_of_items_that_are_no_whole_numbers(label, message):
+    with pytest.raises(ValueError, match=message):
+        Images(((grey(5, 5), 0), (grey(5, 5), label)))
+
+
+def test_labels_of_items_that_are_whole_numbers():
+    labels = (True, np.uint8(2), torch.tensor([3]), torch.tensor(4.0), 5.0, np.ma.array(6))
+    images = Images(tuple((grey(5, 5), label) for label in labels))
+    assert images.labels.tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_masked_images_are_refused():
+    values = np.random.default_rng(0).random((4, 5, 5))
+    masked = np.ma.masked_greater(values, values.max() - 1e-9)
+    for given in (masked, list(masked), tuple(masked)):
+        with pytest.raises(ValueError, match="1 entries of a masked array are masked; leave them out, or fill them"):
+            Images(given)
+    with pytest.raises(ValueError, match="1 entries of a masked array"):
+        Source(masked[:, None])
+    assert len(Images(np.ma.array(values))) == 4
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -163,6 +234,7 @@ class Endless(torch.utils.data.IterableDataset):
         (((grey(5, 5), torch.zeros(3)),) * 2, "a label of type Tensor that is not a single number"),
         ({"images": grey(4, 5, 5)}, "got dict; pass an array of images"),
         (Endless(), "a dataset with len and items 0, 1, 2, ..., got Endless"),
+        (Counted(), "a dataset with len and items 0, 1, 2, ..., got Counted"),
     ],
 )
 def test_refused_datasets(data, message):

@@ -11,8 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from thermodiff import account
+from thermodiff.learned.adapters import adapt
+from thermodiff.learned.images import Images
 from thermodiff.learned.model import LearnedDiffusion
 from thermodiff.learned.pretrained import NoiseTable, from_diffusers
+from thermodiff.learned.training import train
 from thermodiff.schedules import VP
 
 TABLE = np.cumprod(1.0 - np.linspace(1e-4, 0.02, 1000))
@@ -22,14 +25,14 @@ def test_table_gives_its_own_steps_back():
     table = NoiseTable(TABLE)
     t = torch.from_numpy(np.asarray(VP().time(table.lam)))
     np.testing.assert_allclose(table(t).numpy(), np.arange(1000), atol=1e-6)
-    low, high = table.window
-    assert (low, high) == pytest.approx((np.log(TABLE[-1] / (1 - TABLE[-1])), np.log(0.9999 / 0.0001)))
+    assert table.window == pytest.approx((float(VP().lam(1.0)), np.log(0.9999 / 0.0001)))  # VP ends before the table
+    assert NoiseTable(TABLE[:800]).window == pytest.approx((np.log(TABLE[799] / (1 - TABLE[799])), np.log(0.9999 / 0.0001)))
     middle = torch.tensor([float(VP().time(0.5 * (table.lam[300] + table.lam[301])))], dtype=torch.float64)
     assert table(middle).item() == pytest.approx(300.5, abs=1e-6)
 
 
 def test_table_refuses_what_it_does_not_cover():
-    with pytest.raises(ValueError, match=r"covers log-SNR -10.1177 \.\.\. 9.2102, it was asked at .* state a window"):
+    with pytest.raises(ValueError, match=r"VP cover log-SNR -8.0497 \.\.\. 9.2102, it was asked at .* state a window"):
         NoiseTable(TABLE)(torch.tensor([1e-4, 0.5], dtype=torch.float64))
 
 
@@ -68,11 +71,12 @@ def diffusers():
 def saved(diffusers, tmp_path):
     """A tiny model with classes, its scheduler, and the folder that holds them."""
 
-    def save(scheduler="DDPMScheduler", **options):
+    def save(scheduler="DDPMScheduler", unet_options=None, **options):
         torch.manual_seed(0)
         unet = diffusers.UNet2DModel(
             sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 8), norm_num_groups=4,
-            down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"), num_class_embeds=3,
+            down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
+            **{"num_class_embeds": 3, **(unet_options or {})},
         )  # fmt: skip
         plan = getattr(diffusers, scheduler)(**options)
         unet.save_pretrained(tmp_path / "unet", safe_serialization=True)
@@ -173,3 +177,39 @@ def test_a_model_with_classes_needs_one(saved, tmp_path):
     images = np.random.default_rng(0).standard_normal((4, 1, 8, 8))
     ledger = account(LearnedDiffusion(second, images, second.noise), nodes=2, samples=4, rng=0, lam=(-5.0, 5.0))
     assert np.isfinite(ledger.total("neural").value)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("options", [{}, {"trained_betas": [0.05] * 40}], ids=["to -10", "from -1.9 to 2.9"])
+def test_the_announced_window_can_be_measured(saved, tmp_path, options):
+    saved(**options)
+    net = from_diffusers(tmp_path, label=0)
+    images = np.random.default_rng(0).standard_normal((4, 1, 8, 8))
+    model = LearnedDiffusion(net, images, net.noise)
+    assert np.isfinite(account(model, nodes=2, samples=4, rng=0, lam=net.window).total("neural").value)
+    with pytest.raises(
+        ValueError, match=r"VP ends at lam = -8.0\d+, t = 1, and no network is asked at later times; begin at"
+    ):
+        account(model, nodes=2, samples=4, rng=0, lam=(-10.0, 2.0))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_classes_are_trained_one_at_a_time(saved, tmp_path):
+    saved()
+    images = Images(np.random.default_rng(0).random((6, 1, 8, 8)), labels=[0, 1, 2, 0, 1, 2])
+    options = {"steps": 2, "batch": 4, "rng": 0, "lam": (-6.0, 6.0), "progress": False}
+    for label in (None, 1):
+        with pytest.raises(ValueError, match=r'0 \.\.\. 2 and none for "not stated", .* adapt\(net, labels='):
+            train(from_diffusers(tmp_path, label=label), images, VP(), **options)
+    net = adapt(from_diffusers(tmp_path), labels="y", label=1)
+    before = net.module.module.class_embedding.weight.detach().clone()
+    train(net, images, VP(), **options)
+    changed = (net.module.module.class_embedding.weight != before).any(1)
+    assert (changed.tolist(), net.predicts, net.window) == ([False, True, False], "eps", (-6.0, 6.0))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_times_that_are_learned_step_by_step(saved, tmp_path):
+    saved(unet_options={"time_embedding_type": "learned", "num_train_timesteps": 1000})
+    with pytest.raises(ValueError, match="time_embedding_type='learned', a vector for each step and none between them"):
+        from_diffusers(tmp_path)

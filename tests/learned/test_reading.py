@@ -14,6 +14,7 @@ from torch import nn
 
 from thermodiff import account
 from thermodiff.densities import Density, Gaussian, GaussianMixture, PointCloud, Samples, paper_mixture
+from thermodiff.learned.adapters import adapt
 from thermodiff.learned.field import Field
 from thermodiff.learned.model import LearnedDiffusion
 from thermodiff.learned.networks import ControlMLP
@@ -235,3 +236,92 @@ def test_few_samples_of_images_are_asked() -> None:
 
 def test_a_score_that_is_not_finite_is_left_to_the_account() -> None:
     assert silent(LAW, VP(), "score", "score", lambda output: output * np.nan)
+
+
+class Partly(Exact):
+    """Gives nan, or fails, below some log-SNR."""
+
+    def __init__(self, *args: Any, below: float, fails: bool = False) -> None:
+        super().__init__(*args)
+        self.below, self.fails = below, fails
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        bad = float(self.noise.lam(float(t[0]))) < self.below
+        if bad and self.fails:
+            raise ValueError("there is no such time")
+        return super().forward(x, t) * (float("nan") if bad else 1.0)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_levels_that_tell_nothing_do_not_switch_the_check_off(fails: bool) -> None:
+    right = Partly(LAW, VP(), "eps", below=-2.5, fails=fails)
+    check_reading(Field(right, "eps", VP(), (2,), 8192), LAW)
+    with pytest.raises(ValueError, match="Pass predicts='eps'"):
+        check_reading(Field(right, "score", VP(), (2,), 8192), LAW)
+    # What is left is narrow: a right reading that is off by a factor could look like that.
+    with pytest.warns(UserWarning, match="read as 'eps' its denoising loss would be"):
+        check_reading(Field(Partly(LAW, VP(), "eps", below=1.0, fails=fails), "score", VP(), (2,), 8192), LAW)
+
+
+def test_a_network_that_fails_everywhere_says_why() -> None:
+    with pytest.raises(ValueError, match="there is no such time"):
+        check_reading(Field(Partly(LAW, VP(), "eps", below=50.0, fails=True), "eps", VP(), (2,), 8192), LAW)
+
+
+@pytest.mark.parametrize(("noise", "is_"), [(VP(), "v"), (SubVP(), "x0"), (VP(), "x0")])
+def test_what_overflows_where_it_is_asked_wrongly_is_still_judged(noise: Schedule, is_: str) -> None:
+    """As an EDM denoiser it is asked at t = sigma / alpha, beyond 1, and gives infinities there."""
+    with pytest.raises(ValueError, match=f"read as predicts='edm', .* Pass predicts={is_!r}"):
+        check(Gaussian([0.0] * 3, std=4.0), noise, is_, "edm")
+
+
+# Where the network can be asked
+
+
+class Asked(Exact):
+    """Knows its window, keeps the log-SNR it was asked at, and has no other."""
+
+    def __init__(self, *args: Any, window: tuple[float, float]) -> None:
+        super().__init__(*args)
+        self.window, self.seen = window, []
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        self.seen.append(float(self.noise.lam(float(t[0]))))
+        if not self.window[0] <= self.seen[-1] <= self.window[1]:
+            raise ValueError("outside of the window")
+        return super().forward(x, t)
+
+
+@pytest.mark.parametrize("window", [(-1.91, 2.94), (3.0, 9.0), (-8.0, -6.0), (-20.0, 1.0), (0.5, 0.6)])
+def test_the_levels_lie_inside_the_window_of_the_network(window: tuple[float, float]) -> None:
+    net = Asked(LAW, VP(), "eps", window=window)
+    check_reading(Field(net, "eps", VP(), (2,), 8192), LAW)
+    inside = net.seen[:5]
+    assert window[0] < min(inside) < max(inside) < window[1]
+    assert len(set(inside)) == 5
+    if -8.0 < window[0] and window[1] - window[0] > 4.0:
+        with pytest.raises(ValueError, match="Pass predicts='eps'"):
+            check_reading(Field(net, "score", VP(), (2,), 8192), LAW)
+
+
+def test_in_a_narrow_window_a_right_reading_is_not_refused() -> None:
+    """At one log-SNR a score that is off by the factor sigma cannot be told from an eps."""
+    sigma = float(VP().at(1.0).sigma)
+    net = shifted(LAW, VP(), "score", factor=-1.0 / sigma)
+    net.window = (0.95, 1.05)  # type: ignore[assignment]
+    with pytest.warns(UserWarning, match=r"Either predicts= is wrong, or the network has learned little"):
+        check_reading(Field(net, "score", VP(), (2,), 8192), LAW)
+
+
+@pytest.mark.parametrize("noise", [VP(), None], ids=["window", "no window"])
+def test_narrow_data_and_few_steps(noise: Schedule | None) -> None:
+    """The finest structures lie beyond the first step; the account does not go there."""
+
+    class Eps(nn.Module):
+        def forward(self, x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+            return x * ((step + 1) / 1000)[:, None]
+
+    data = np.random.default_rng(0).normal(0.0, 0.02, (200, 2))
+    net = adapt(Eps(), time="steps", steps=1000, noise=noise)
+    ledger = account(LearnedDiffusion(net, data, VP(), predicts="eps"), lam=(-8.0, 9.0), samples=64, nodes=4, rng=0)
+    assert np.isfinite(ledger.total("neural").value)

@@ -19,6 +19,7 @@ from safetensors.torch import load, load_file, save, save_file
 from torch import nn
 
 import thermodiff
+from thermodiff.densities import GaussianMixture
 from thermodiff.learned import report, resume, training
 from thermodiff.learned.images import Images
 from thermodiff.learned.networks import ControlMLP
@@ -241,6 +242,27 @@ def test_the_state_of_other_data_and_networks(state):
         train(ControlMLP(2, width=8, rng=0), DATA, VP(), checkpoint=path, **options)
     with pytest.raises(ValueError, match="noise was"):
         train(ControlMLP(2, width=16, rng=0), DATA, VP(scale=0.5), checkpoint=path, **options)
+
+
+def test_another_law_with_the_same_moments_is_refused(tmp_path):
+    laws = [GaussianMixture([[-2, 0], [2, 0]], stds=stds) for stds in ([0.3, 0.5], [0.5, 0.3])]
+    options = {"steps": 4, "batch": 8, "rng": 3, "every": 2, "checkpoint": tmp_path / "net", "progress": False}
+    for law in (laws[0], laws[0]):
+        train(ControlMLP(2, width=8, rng=0), law, VP(), **options)
+    with pytest.raises(ValueError, match="data was"):
+        train(ControlMLP(2, width=8, rng=0), laws[1], VP(), **options)
+
+
+def test_other_types_and_compilation_are_refused(state):
+    path, options = state.with_name("net"), {"steps": 12, "batch": 32, "rng": 3, "lam": (-5.0, 5.0), "every": 2}
+    with pytest.raises(ValueError, match=r"types was \['float32'\], now \['float64'\]"):
+        train(ControlMLP(2, width=16, rng=0).double(), DATA, VP(), checkpoint=path, **options)
+    call = resume.State(path, {}, 1).read()[0]["call"]
+    assert call["compile"] is False
+    with pytest.raises(ValueError, match="compile was False, now True"):
+        resume.State(path, {**call, "compile": True}, 1)._compare(call)
+    # Of states of earlier versions this is not known.
+    resume.State(path, call, 1)._compare({name: value for name, value in call.items() if name != "compile"})
 
 
 class Trap:

@@ -12,6 +12,7 @@ from torch import nn
 from thermodiff.learned.batches import Source
 from thermodiff.learned.images import Images
 from thermodiff.learned.networks import ControlMLP
+from thermodiff.learned.pretrained import NoiseTable, Pretrained
 from thermodiff.learned.settings import Settings, check_fit, choose_device
 from thermodiff.learned.unet import UNet
 from thermodiff.schedules import VP, CondOT
@@ -80,6 +81,14 @@ def test_refused_arguments(changes, message):
 def test_networks_that_do_not_fit(net, data, message):
     with pytest.raises(ValueError, match=message):
         check_fit(net(), Source(data))
+
+
+def test_models_of_diffusers_are_taught_no_classes():
+    table = NoiseTable([0.999, 0.9, 0.1, 0.001])
+    images = Source(Images(GREY, labels=np.arange(10)))
+    with pytest.raises(ValueError, match=r'0 \.\.\. 9 and none for "not stated", .* adapt\(net, labels='):
+        check_fit(Pretrained(nn.Linear(2, 2), table, "eps", 10), images)
+    check_fit(Pretrained(nn.Linear(2, 2), table, "eps", None), images)
 
 
 def test_networks_that_fit():

@@ -65,11 +65,17 @@ def compare(first: Ledger, second: Ledger) -> Comparison:
     Raises
     ------
     TypeError, ValueError
-        If these are not ledgers, or their draws differ.
+        If these are not ledgers, or their dimensions or draws differ.
     """
     for ledger in (first, second):
         if not isinstance(ledger, Ledger):
             raise TypeError(f"compare: it takes two ledgers made by account, got {type(ledger).__name__}.")
+    dims = [ledger.about.get("dim") for ledger in (first, second)]  # a ledger of an older file does not know it
+    if None not in dims and dims[0] != dims[1]:
+        raise ValueError(
+            f"the ledgers have different dimensions, d = {dims[0]} and d = {dims[1]}, so their samples are not pairs; "
+            "compare ledgers of one dimension."
+        )
     if first.key != second.key:
         raise ValueError(
             f"the ledgers have different random keys {first.key} and {second.key}, so their samples are not pairs; "
@@ -102,28 +108,53 @@ def _paired(one: Ledger, one_row: str, two: Ledger, two_row: str) -> Estimate:
         return one.total(one_row) - two.total(two_row)
     n = min(one.sample_count, two.sample_count)
     gap = one.samples[one_row][:n] - two.samples[two_row][:n]
-    nodes = _node_error(one, one_row, two, two_row)
+    nodes = np.hypot(_node_error(one, one_row, two, two_row), _unresolved(one, one_row, two, two_row))
     return Estimate(float(np.mean(gap)), float(np.hypot(standard_error(gap, one.clusters), nodes)))
 
 
 def _node_error(one: Ledger, one_row: str, two: Ledger, two_row: str) -> float:
     """What the nodes may add to a difference.  On one law under one schedule they err alike, in proportion to the rows."""
     first, second = one.quadrature.get(one_row, 0.0), two.quadrature.get(two_row, 0.0)
-    if any(
-        left.get(row) != right.get(row)
-        for row in ("total", "system", "medium")
-        for left, right in ((one.quadrature, two.quadrature), (one.corrections, two.corrections))
-    ):
+    if not _err_alike(one, two):
         return float(np.hypot(first, second))
     if one_row == two_row:
         return abs(first - second)
     return max(ledger.quadrature.get("neural - total", 0.0) for ledger in (one, two))
 
 
+def _node_error_of_ratio(learned: Ledger, exact: Ledger, value: float) -> float:
+    """What the nodes may add to neural - value total.  Rows that err in proportion leave their ratio as it is."""
+    first, second = learned.quadrature.get("neural", 0.0), exact.quadrature.get("total", 0.0)
+    if not _err_alike(learned, exact):
+        return float(np.hypot(first, value * second))
+    rounding = max(0.0, learned.quadrature.get("neural - total", 0.0) - abs(first - second))  # of the network
+    return abs(first - abs(value) * second) + rounding
+
+
+def _unresolved(one: Ledger, one_row: str, two: Ledger, two_row: str) -> float:
+    """What the nodes miss of the course of networks, which is not the same for two of them."""
+    return float(np.hypot(one.unresolved.get(one_row, 0.0), two.unresolved.get(two_row, 0.0)))
+
+
+def _err_alike(one: Ledger, two: Ledger) -> bool:
+    """Whether the nodes err alike: on one law under one schedule."""
+    return all(
+        left.get(row) == right.get(row)
+        for row in ("total", "system", "medium")
+        for left, right in ((one.quadrature, two.quadrature), (one.corrections, two.corrections))
+    )
+
+
 def ratio(learned: Ledger, exact: Ledger) -> Estimate:
-    """S_NN / S_tot by the delta method on the paired samples."""
+    """S_NN / S_tot by the delta method, on the paired samples where there are pairs."""
+    if learned.clusters != exact.clusters:
+        # As in `_paired`: no sample of the one belongs to a sample of the other.
+        one, two = learned.total("neural"), exact.total("total")
+        value = one.value / two.value
+        return Estimate(value, float(np.hypot(one.error, value * two.error)) / abs(two.value))
     n = min(learned.sample_count, exact.sample_count)
     top, bottom = learned.samples["neural"][:n], exact.samples["total"][:n]
     value = float(np.mean(top) / np.mean(bottom))
-    error = standard_error(top - value * bottom, learned.clusters)
-    return Estimate(value, error / abs(float(np.mean(bottom))))
+    nodes = np.hypot(_node_error_of_ratio(learned, exact, value), learned.unresolved.get("neural", 0.0))
+    error = np.hypot(standard_error(top - value * bottom, learned.clusters), nodes)
+    return Estimate(value, float(error) / abs(float(np.mean(bottom))))

@@ -40,6 +40,8 @@ class Ledger:
         The random key.  Equal keys, nodes and schedules mean equal draws.
     quadrature : dict of str to float
         What the nodes may be off, included in the errors; nats.
+    unresolved : dict of str to float
+        What the nodes seem to miss of rates whose course is not known, those of a network; included in the errors; nats.
     corrections : dict of str to float
         What was added to the integrals of the rates over the nodes, for error of the nodes that is known; nats.
     about : dict
@@ -60,6 +62,7 @@ class Ledger:
     about: dict[str, Any]
     clusters: int | None = None
     quadrature: dict[str, float] = field(default_factory=dict)
+    unresolved: dict[str, float] = field(default_factory=dict)
     corrections: dict[str, float] = field(default_factory=dict)
     fixed: dict[str, Estimate] = field(default_factory=dict)
     check: Callable[[], Estimate] | Estimate | None = None
@@ -84,11 +87,14 @@ class Ledger:
         if row in self.fixed:
             return self.fixed[row]
         if row == "neural - total":
-            return self._mean(self.samples["neural"] - self.samples["total"], self.quadrature.get(row, 0.0))
+            return self._mean(self.samples["neural"] - self.samples["total"], self._node_error(row))
         if row == "kl_bound":
             mismatch, prior = self.total("mismatch"), self.fixed["prior"]
             return Estimate(mismatch.value + prior.value, float(np.hypot(mismatch.error, prior.error)))
-        return self._mean(self.samples[row], self.quadrature.get(row, 0.0))
+        return self._mean(self.samples[row], self._node_error(row))
+
+    def _node_error(self, row: str) -> float:
+        return float(np.hypot(self.quadrature.get(row, 0.0), self.unresolved.get(row, 0.0)))
 
     def rate(self, row: str, per: str = "t") -> FloatArray:
         """Rate of a row at the nodes: per unit of time (at ``times``) or, with ``per="lam"``, of log-SNR (at ``lam``)."""
@@ -139,6 +145,7 @@ class Ledger:
             "rates": {row: values.tolist() for row, values in self.rates.items()},
             "rate_errors": {row: values.tolist() for row, values in self.rate_errors.items()},
             "quadrature": self.quadrature,
+            "unresolved": self.unresolved,
             "corrections": self.corrections,
             "fixed": {row: estimate.to_dict() for row, estimate in self.fixed.items()},
         }

@@ -19,6 +19,7 @@ from thermodiff.accounting.ledger import Ledger
 from thermodiff.accounting.moments import Plan, Scalars
 from thermodiff.accounting.nodes import MOST_NODES, gauss_legendre
 from thermodiff.accounting.quadrature import Scales, quadrature_errors
+from thermodiff.accounting.unresolved import unresolved
 from thermodiff.schedules import Row, Schedule
 
 FloatArray = npt.NDArray[np.float64]
@@ -136,7 +137,8 @@ def account(
     Notes
     -----
     Errors cover sampling, quadrature, round-off and, in the default window, what lies beyond it.  The known part of the
-    quadrature error is taken off (`Ledger.corrections`).  They rest on the samples
+    quadrature error is taken off (`Ledger.corrections`).  What the course of a network over log-SNR adds to it is told
+    from the rates at the nodes (`Ledger.unresolved`); a peak between two nodes cannot be told.  They rest on the samples
     seen: a far-off component that is expected in fewer than some ten of them can make errors too small.
 
     Raises
@@ -190,6 +192,7 @@ def account(
         about=source.about,
         clusters=source.clusters,
         quadrature=quadrature,
+        unresolved=_unresolved(node_lam, weights, window, rates, rate_errors),
         corrections=corrections,
         check=source.check(window, key),
     )
@@ -280,6 +283,23 @@ def _rounding_of_mismatch(
     learned, exact, error = (np.sqrt(2.0 * rates[name].clip(0.0)) for name in ("neural", "total", "mismatch"))
     rounded = rounding_at(row, scalars.q, learned, exact, np.sqrt(scalars.mean_xx))
     return float(np.linalg.norm(weights * error * rounded) + 0.5 * (weights @ rounded**2))
+
+
+def _unresolved(
+    lam: FloatArray,
+    weights: FloatArray,
+    window: tuple[float, float],
+    rates: dict[str, FloatArray],
+    errors: dict[str, FloatArray],
+) -> dict[str, float]:
+    """What the nodes miss of the rows of a network, by row; of its excess over the total where that is known."""
+    if "neural" not in rates:
+        return {}
+    curves = {row: rates[row] for row in ("neural", "mismatch", "denoising", "residual") if row in rates}
+    if "total" in rates:
+        curves["neural"] = curves["neural - total"] = rates["neural"] - rates["total"]
+    spread = {row: errors[row if row in errors else "neural"] for row in curves}
+    return {row: unresolved(lam, weights, window, curve, spread[row]) for row, curve in curves.items()}
 
 
 def _correct_quadrature(

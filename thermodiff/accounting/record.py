@@ -50,6 +50,8 @@ def fields(record: Mapping[str, Any]) -> dict[str, Any]:
         "about": _about(record["about"]),
         "clusters": None if record["clusters"] is None else _integer("clusters", record["clusters"], 2),
         "quadrature": {row: _number(f"quadrature of {row}", v, 0.0) for row, v in record["quadrature"].items()},
+        # Ledgers of earlier versions know nothing of it.
+        "unresolved": {row: _number(f"unresolved of {row}", v, 0.0) for row, v in record.get("unresolved", {}).items()},
         "corrections": {row: _number(f"correction of {row}", v) for row, v in record["corrections"].items()},
         "fixed": {row: _estimate(row, entry) for row, entry in record["fixed"].items()},
         "check": None if oracle is None else _estimate("oracle", oracle, checked=True),

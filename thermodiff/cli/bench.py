@@ -15,7 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from thermodiff._check import write_atomically
+from thermodiff._check import require_folder, require_writable, write_atomically
 from thermodiff.bench import machine, timing
 from thermodiff.bench.timing import Timing
 from thermodiff.bench.works import Work, choose
@@ -28,9 +28,8 @@ CORES = 2
 def run(*, size: str, only: Sequence[str], out: Path, quiet: bool) -> list[Timing]:
     """Measure; files appear in ``out`` only when all is done."""
     works = choose(only)
-    out.mkdir(parents=True, exist_ok=True)
-    if not os.access(out, os.W_OK):
-        raise PermissionError(f"cannot write into {out}; choose another folder with --out.")
+    require_folder("--out", out)
+    require_writable("--out", out)
     timings: list[Timing] = []
     with _few_cores():
         described = machine.describe()

@@ -196,6 +196,43 @@ def train(
 
 
 @app.command()
+def measure(
+    folder: Annotated[Path, typer.Argument(help="Where `thermodiff train --out` has written.", metavar="FOLDER")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Where the data of the training is now, if not in its place.", metavar="FILE", show_default=False),
+    ] = None,
+    lam: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            help="Log-SNR window LOW HIGH; that of the training unless given.", metavar="LOW HIGH", show_default=False
+        ),
+    ] = None,
+    nodes: Annotated[int, typer.Option(help="Values of log-SNR; a run with half of them tells whether they suffice.")] = 64,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="Draws per node.  \\[default: 2000, or whole rounds of the data]", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Fixes every random number.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar, no page.")] = False,
+) -> None:
+    """What a trained network stores: its ledger on training and held-out data, with errors.
+
+    Beside it stand the Gaussian part of it, the ledger of the law that memorises the training data, and whether the nodes
+    suffice. Writes measure.json and measure.png into the folder.
+
+    Examples
+    --------
+        thermodiff measure runs/train
+
+        thermodiff measure runs/digits --lam -8 4 --nodes 32
+    """
+    from thermodiff.cli.measure import run
+
+    run(folder=folder, data=data, lam=lam, nodes=nodes, samples=samples, seed=seed, quiet=quiet)
+
+
+@app.command()
 def validate(
     names: Annotated[
         list[str] | None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import threading
 import time
@@ -21,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from thermodiff import __version__, cases
-from thermodiff._check import DivergenceError, above, count, write_atomically
+from thermodiff._check import DivergenceError, above, count, require_folder, require_writable, write_atomically
 from thermodiff.accounting import Estimate
 
 MOST_Z = 4.0
@@ -103,11 +102,8 @@ def _check_out(out: Path) -> None:
     """Refuse what cannot be written before anything is measured."""
     if out.suffix != ".json" or out.is_dir():
         raise ValueError(f"--out must be a file that ends in .json, got {str(out)!r}.")
-    folder = out.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise PermissionError(f"cannot write {out}; choose another place with --out.")
+    require_folder("--out", out.parent)
+    require_writable("--out", out.parent)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from thermodiff._check import write_atomically
+from thermodiff._check import require_folder, require_writable, write_atomically
 from thermodiff.integrate.packing import packed, unpacked
 from thermodiff.integrate.reducers import Reducer
 from thermodiff.processes import Langevin, Linear
@@ -35,17 +35,11 @@ class Total(NamedTuple):
     lost: npt.NDArray[np.int64]
 
 
-def require_folder(name: str, folder: Path) -> None:
-    """Refuse a folder that cannot be made because a file has its name, or that of a folder above it."""
-    taken = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
-    if taken is not None:
-        raise ValueError(f"{name}: {str(taken)!r} is a file, and a folder is needed there; choose another name.")
-
-
 class Checkpoint:
     """A directory with ``run.json``, which says what run it is, and one ``.npz`` for each finished chunk.
 
-    Of a run with a reducer, ``total.npz`` holds what it has so far, and there are chunks for heat and work only.
+    Of a run with a reducer, ``total.npz`` holds what it has so far, and there are chunks for heat and work only.  Where the
+    record is damaged, a file beside it that is sealed as one of the asked run will do in its place.
 
     Raises
     ------
@@ -61,15 +55,10 @@ class Checkpoint:
         require_folder("checkpoint", directory)
         manifest = directory / "run.json"
         self._begun = manifest.exists()
-        if self._begun:
-            try:
-                known = json.loads(manifest.read_text())
-                words = known.pop("key")
-                self.key = np.array(words, dtype=np.uint32)
-                if self.key.shape != (2,):
-                    raise ValueError
-            except (ValueError, KeyError, AttributeError, TypeError, OverflowError, IsADirectoryError):
-                raise ValueError(f"{manifest} is not the record of a run; choose another directory.") from None
+        known = _record(manifest) if self._begun else None
+        if known is not None:
+            words = known.pop("key")
+            self.key = np.array(words, dtype=np.uint32)
             other = [name for name in description if known.get(name) != description[name]]
             if rng is not None and words != key.tolist():
                 other.append("rng")
@@ -77,16 +66,36 @@ class Checkpoint:
                 raise ValueError(
                     f"{directory} holds another run (it differs in {', '.join(_asked(other))}); choose another directory."
                 )
-        elif any(directory.glob("chunk-*.npz")) or (directory / "total.npz").exists():
+        elif not self._begun and (any(directory.glob("chunk-*.npz")) or (directory / "total.npz").exists()):
             raise ValueError(f"{directory} holds chunks but no run.json that says of which run; choose another directory.")
         self.run = json.dumps({**description, "key": self.key.tolist()}, sort_keys=True).encode()
+        if self._begun and known is None:
+            if not self._holds_this_run():
+                raise ValueError(f"{manifest} is not the record of a run; choose another directory.")
+            warnings.warn(f"{manifest} is damaged; the chunks beside it are of this run.", RuntimeWarning, stacklevel=3)
+            self._begun = False
+
+    def _holds_this_run(self) -> bool:
+        """Whether any file is sealed as one of the asked run."""
+        files = [(self.directory / "total.npz", TOTAL)]
+        files += [(file, int(file.stem[6:])) for file in self.directory.glob("chunk-*.npz") if file.stem[6:].isdecimal()]
+        return any(file.is_file() and self._opened(file.read_bytes(), k) is not None for file, k in files)
 
     def _file(self, k: int) -> Path:
         return self.directory / f"chunk-{k:07d}.npz"
 
     def missing(self, chunks: int) -> list[int]:
-        """Chunks that are still to be computed."""
-        return [k for k in range(chunks) if not self._file(k).exists()]
+        """Chunks that are still to be computed.
+
+        Raises
+        ------
+        OSError
+            If there are any, and they could not be written.
+        """
+        missing = [k for k in range(chunks) if not self._file(k).exists()]
+        if missing:
+            require_writable("checkpoint", self.directory)
+        return missing
 
     def load(self, k: int) -> dict[str, np.ndarray] | None:
         """A finished chunk; None, with a warning, where its file is not what `save` wrote for this chunk of this run."""
@@ -103,7 +112,14 @@ class Checkpoint:
         self._write(self._file(k), k, buffer.getvalue())
 
     def total(self) -> Total | None:
-        """What the reducer had; None where it had nothing, or, with a warning, where its file is damaged."""
+        """What the reducer had; None where it had nothing, or, with a warning, where its file is damaged.
+
+        Raises
+        ------
+        OSError
+            If what it will have could not be written.
+        """
+        require_writable("checkpoint", self.directory)
         file = self.directory / "total.npz"
         content = self._read(file, TOTAL) if file.exists() else None
         return None if content is None else Total(*unpacked(content))
@@ -130,26 +146,47 @@ class Checkpoint:
         self._since = time.monotonic()
 
     def _read(self, file: Path, k: int) -> bytes | None:
-        content = file.read_bytes()
-        if content[-SEAL:] != self._seal(k, content[:-SEAL]):
+        content = self._opened(file.read_bytes(), k)
+        if content is None:
             warnings.warn(
                 f"{file} is damaged, or of another run; what it held is computed again.", RuntimeWarning, stacklevel=2
             )
-            return None
-        return content[:-SEAL]
+        return content
+
+    def _opened(self, content: bytes, k: int) -> bytes | None:
+        """What was sealed; None where the seal is not that of this chunk of this run."""
+        return content[:-SEAL] if content[-SEAL:] == self._seal(k, content[:-SEAL]) else None
 
     def _write(self, file: Path, k: int, content: bytes) -> None:
         """The record of the run comes with the first: a run that fails before leaves nothing in the way of a mended one."""
-        if not self._begun:
-            write_atomically(self.directory / "run.json", self.run)
-            self._begun = True
-        write_atomically(file, content + self._seal(k, content))
+        try:
+            if not self._begun:
+                write_atomically(self.directory / "run.json", self.run)
+                self._begun = True
+            write_atomically(file, content + self._seal(k, content))
+        except OSError as error:
+            reason = (
+                f"checkpoint: a file of {len(content)} bytes could not be written ({error.strerror}); what was finished "
+                "before is kept: mend this (make room on the disk), and the same call goes on from there"
+            )
+            raise OSError(error.errno, reason, str(file)) from error
 
     def _seal(self, k: int, content: bytes) -> bytes:
         digest = hashlib.blake2b(self.run, digest_size=SEAL)
         digest.update(k.to_bytes(8, "little"))
         digest.update(content)
         return digest.digest()
+
+
+def _record(manifest: Path) -> dict[str, Any] | None:
+    """What a record says; None where it is none, or damaged."""
+    try:
+        known = json.loads(manifest.read_text())
+        if np.array(known["key"], dtype=np.uint32).shape != (2,):
+            return None
+    except (ValueError, KeyError, AttributeError, TypeError, OverflowError, IsADirectoryError):
+        return None
+    return known
 
 
 def _asked(names: list[str]) -> list[str]:

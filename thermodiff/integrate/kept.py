@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thermodiff.integrate.checkpoint import Total, require_folder
+from thermodiff._check import require_folder
+from thermodiff.integrate.checkpoint import Total
 from thermodiff.integrate.path import Path
 from thermodiff.integrate.reducers import Reducer, Running
 
@@ -162,13 +163,13 @@ class _OnDisk:
         if zarr is None:
             size, free = 8 * math.prod(shape), shutil.disk_usage(target.parent).free
             if size > free:
-                # Pages of a memory map that find no room end the process without a word.
-                raise OSError(
-                    errno.ENOSPC,
-                    f"out needs {size / 1e9:.3g} GB for the states, and {free / 1e9:.3g} GB are free",
-                    str(target),
-                )
-            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float64, shape=shape)
+                raise _no_room(target, size, f"{free / 1e9:.3g} GB are free", errno.ENOSPC)
+            try:
+                array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float64, shape=shape)
+                _reserve(temporary, target)
+            except BaseException:
+                _remove(temporary)
+                raise
             return cls(array, temporary, target, lambda file: np.load(file, mmap_mode="r", allow_pickle=False))
         _remove(temporary)
         # A piece of paths begins and ends with chunks, which are then written once each.
@@ -190,6 +191,25 @@ class _OnDisk:
         else:
             os.replace(self.temporary, self.target)
         return self.read(self.target)
+
+
+def _reserve(temporary: FilePath, target: FilePath) -> None:
+    """Take the room on the disk now: pages of a memory map that find none later end the process without a word."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    size = temporary.stat().st_size
+    try:
+        with open(temporary, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        # Some file systems cannot reserve; there one has to trust that what is free now stays free.
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise _no_room(target, size, f"they could not be reserved ({error.strerror})", error.errno) from None
+
+
+def _no_room(target: FilePath, size: int, found: str, number: int | None) -> OSError:
+    cure = f"make room for {size} bytes, name a place on another disk, ask for fewer times or paths, or use reduce="
+    return OSError(number, f"out needs {size / 1e9:.3g} GB for the states, and {found}; {cure}", str(target))
 
 
 def _remove(place: FilePath) -> None:

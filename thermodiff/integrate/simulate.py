@@ -6,7 +6,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -334,16 +334,12 @@ class _Run:
             piece["heat"] = heats[:, :n]
         if self.work:
             piece["work"] = works[:, :n]
-        states = states[:, :, :n].transpose(0, 2, 1)
         if self.reduce is None:
-            piece["states"] = states
+            piece["states"] = states[:, :, :n].transpose(0, 2, 1)
         else:
-            # Block by block and in one layout, so that the sums do not depend on how blocks are dealt out.
-            blocks = [slice(first, min(first + LANES, n)) for first in range(0, n, LANES)]
-            kept = [np.ascontiguousarray(states[:, part][:, ~lost[part]]) for part in blocks]
             # A path on its way to infinity may overflow in a square; the result says so by being infinite.
             with np.errstate(over="ignore", invalid="ignore"):
-                piece["reduced"] = [self.reduce.of(block) for block in kept if block.size]
+                piece["reduced"] = [self.reduce.of(block) for block in _blocks(states, lost)]
         return piece
 
     def _watched(self, x0: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, list[tuple[float, float, FloatArray]]]:
@@ -410,6 +406,17 @@ class _Run:
                 grid.skips[j : j + 1].copy(), grid.counts[j : j + 1].copy(), made.walls, two, *np.zeros((2, 0, 0)),
             )  # fmt: skip
             states[j + 1], step = two[1], step + int(steps)
+
+
+def _blocks(states: FloatArray, lost: npt.NDArray[np.bool_]) -> Iterator[FloatArray]:
+    """The paths that were not lost, (T, m, d), block by block and in one layout: sums must not depend on the tasks."""
+    for first in range(0, lost.size, LANES):
+        part = slice(first, min(first + LANES, lost.size))
+        block = states[:, :, part]
+        if lost[part].any():
+            block = block[:, :, ~lost[part]]
+        if block.size:
+            yield np.ascontiguousarray(block).transpose(0, 2, 1)
 
 
 def _raise_divergence(run: _Run, x0: FloatArray, lost: npt.NDArray[np.bool_]) -> None:

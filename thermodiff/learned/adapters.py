@@ -21,7 +21,9 @@ import torch
 from torch import nn
 
 from thermodiff._check import choice, count
+from thermodiff.learned.checkpoint import known_window
 from thermodiff.learned.networks import schedule_row
+from thermodiff.learned.predict import PREDICTS
 from thermodiff.schedules import LAM_NOISE, Schedule
 
 TIMES = ("t", "steps", "lam", "sigma")
@@ -36,12 +38,15 @@ Clock = Callable[[torch.Tensor], torch.Tensor]
 class Adapted(nn.Module):
     """A module behind the call ``net(x, t, y=None)``; made by `adapt`.
 
+    What the module says of itself by ``predicts``, ``noise`` and ``window``, as after `train`, is said of it too.
+
     Parameters
     ----------
     module : Module
         The module.
     clock : callable
-        Turns times (n,) in float64 into what the module takes; floats are given in the type of x.
+        Turns times (n,) in float64 into what the module takes; floats are given in the type of x, unless the module has
+        ``double_time = True``.
     labels : str or None
         Name of the keyword by which the module takes labels; None if it takes none.
     label : int or None
@@ -54,7 +59,8 @@ class Adapted(nn.Module):
     Attributes
     ----------
     window : (float, float) or None
-        Log-SNR at which the module can be asked, where its clock covers a part only and that is known.
+        Log-SNR at which the module can be asked, where its clock covers a part only and that is known; or else that in
+        which it was trained, if it knows.
     """
 
     double_time = True
@@ -72,7 +78,13 @@ class Adapted(nn.Module):
     ) -> None:
         super().__init__()
         self.module, self._clock, self._labels, self._label, self._output = module, clock, labels, label, output
-        self.classes, self.window = classes, getattr(clock, "window", None)
+        self.classes, self.window = classes, getattr(clock, "window", None) or known_window(module)
+        # Only what has this meaning: whatever else a module calls so is its own.
+        predicts, noise = getattr(module, "predicts", None), getattr(module, "noise", None)
+        if isinstance(predicts, str) and predicts in PREDICTS:
+            self.predicts = predicts
+        if isinstance(noise, Schedule):
+            self.noise = noise
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -93,7 +105,8 @@ class Adapted(nn.Module):
     def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
         """What the module gives at ``x`` (n, ...), times ``t`` (n,) and labels ``y`` (n,); shape of ``x``."""
         clock = self._clock(t.to(torch.float64))
-        clock = clock.to(x.dtype) if clock.is_floating_point() else clock
+        if clock.is_floating_point() and not getattr(self.module, "double_time", False):
+            clock = clock.to(x.dtype)
         if y is None and self._label is not None:
             y = torch.full((x.shape[0],), self._label, device=x.device)
         if y is not None and self._labels is None:
@@ -188,7 +201,8 @@ def adapt(
     Returns
     -------
     Adapted
-        A module called as ``net(x, t)`` or ``net(x, t, y)``.
+        A module called as ``net(x, t)`` or ``net(x, t, y)``.  It has the ``predicts``, ``noise`` and ``window`` of
+        ``module``, if that has them, as after `train`; but the schedule and the window of the steps that ``noise`` says.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"adapt: module must be a torch module, got {type(module).__name__}.")
@@ -200,7 +214,10 @@ def adapt(
     label = classes if label is None else count("label", label, 0, classes)
     if choice("time", time, TIMES) in ("lam", "sigma") and not isinstance(noise, Schedule):
         raise ValueError(f"adapt: time={time!r} needs noise=, the schedule, as in noise=VP().")
-    return Adapted(module, _clock(time, steps, noise), labels, label, output, classes)
+    net = Adapted(module, _clock(time, steps, noise), labels, label, output, classes)
+    if noise is not None and hasattr(net, "noise"):
+        net.noise = noise
+    return net
 
 
 def _clock(time: str, steps: int, noise: Schedule | None) -> Clock:

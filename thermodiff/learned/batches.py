@@ -99,15 +99,20 @@ class Source:
         return np.maximum(np.linalg.eigvalsh(covariance), 0.0)
 
     def fingerprint(self) -> str:
-        """A digest of the data, or of the moments of a law: two trainings on other data differ in it."""
+        """A digest of the data, or of the moments of a law and some draws: two trainings on other data differ in it."""
         digest = hashlib.sha256(repr(self.shape).encode())
-        parts = self.moments() if self._law is not None else (self._stored().numpy(),)
+        parts = (self._stored().numpy(),) if self._law is None else (*self.moments(), self._some_draws())
         for part in parts:
             digest.update(np.ascontiguousarray(part).data)
         if self._images is not None:
             digest.update(repr((self._images.span, self._images.dequantise, self._images.levels)).encode())
             digest.update(b"" if self._images.labels is None else self._images.labels.numpy().data)
         return digest.hexdigest()
+
+    def _some_draws(self) -> FloatArray:
+        """Draws of a law by a fixed key, rounded: moments alone are shared by other laws."""
+        draws = np.asarray(self.draw(64, np.random.default_rng(1)), dtype=np.float64)
+        return (draws / max(float(np.abs(draws).max()), 1e-300)).round(4) + 0.0
 
     def _stored(self) -> torch.Tensor:
         return self._images.values if self._images is not None else self._points  # pyright: ignore[reportReturnType]

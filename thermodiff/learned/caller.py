@@ -67,13 +67,19 @@ class Caller:
         try:
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._low):
                 output = self._module(x.to(self._type), t, *self._labels)
-        except (RuntimeError, TypeError, IndexError, AttributeError) as error:
+        except Exception as error:  # of any kind: it comes from whatever the module does
             if is_full(error):
                 raise
             call, labels = (
                 ("net(x, t, y)", f", labels y {tuple(self._labels[0].shape)}") if self._labels else ("net(x, t)", "")
             )
             raise ValueError(
-                f"the network, called as {call} with x {tuple(x.shape)}, t {tuple(t.shape)}{labels}, failed: {error}"
+                f"the network, called as {call} with x {tuple(x.shape)}, t {tuple(t.shape)}{labels}, failed: {_told(error)}"
             ) from error
         return output.to(x.dtype) if isinstance(output, torch.Tensor) else output  # the loss refuses what is no tensor
+
+
+def _told(error: Exception) -> str:
+    """What an error says, with its kind where its own text, such as 'a', may say little."""
+    plain = isinstance(error, RuntimeError | TypeError | ValueError) and str(error)
+    return str(error) if plain else f"{type(error).__name__}: {error}"

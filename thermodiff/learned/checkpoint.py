@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -54,6 +56,7 @@ def save_weights(
         "arguments": getattr(net, "arguments", None),
         "predicts": predicts if predicts is not None else getattr(net, "predicts", None),
         "noise": None if schedule is None else schedule.to_dict(),
+        "window": None if known_window(net) is None else list(known_window(net) or ()),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
     replace_file(weights, content)
@@ -73,7 +76,7 @@ def load_weights(net: nn.Module, path: str | PathLike[str]) -> dict[str, Any]:
     Returns
     -------
     dict
-        The record beside the weights: "network", "arguments", "predicts", "noise" and the checksum.
+        The record beside the weights: "network", "arguments", "predicts", "noise", "window" and the checksum.
 
     Raises
     ------
@@ -82,8 +85,8 @@ def load_weights(net: nn.Module, path: str | PathLike[str]) -> dict[str, Any]:
 
     Notes
     -----
-    ``net.predicts`` and ``net.noise`` are set as `train` leaves them, so that `LearnedDiffusion` reads the output as it was
-    trained, and refuses another schedule.
+    ``net.predicts``, ``net.noise`` and ``net.window`` are set as `train` leaves them, so that `LearnedDiffusion` reads the
+    output as it was trained, refuses another schedule, and warns of windows in which the network was not trained.
     """
     weights, sidecar = _files(path)
     record = _record(sidecar)
@@ -101,20 +104,24 @@ def load_weights(net: nn.Module, path: str | PathLike[str]) -> dict[str, Any]:
         raise ValueError(
             f"{sidecar} says predicts={predicts!r}, needed is one of {', '.join(PREDICTS)}; save the weights again."
         )
+    window = _window(record.get("window"), sidecar)
     tensors = tensors_of(content, weights)
     try:
         fill(net, tensors)
     except RuntimeError as error:
         raise ValueError(f"{weights} does not fit the network: {str(error).splitlines()[-1].strip()}") from None
-    keep_meaning(net, predicts, schedule)
+    keep_meaning(net, predicts, schedule, window)
     return record
 
 
-def keep_meaning(net: nn.Module, predicts: str | None, noise: Schedule | None) -> None:
-    """Set ``net.predicts`` and ``net.noise``, so that what measures the network need not be told, nor can be told wrongly.
+def keep_meaning(net: nn.Module, predicts: str | None, noise: Schedule | None, window: tuple[float, float] | None) -> None:
+    """Set ``net.predicts``, ``net.noise`` and ``net.window``: what measures the network cannot be told them wrongly.
 
     An "edm" denoiser knows no schedule, so that it gets none unless it keeps one.
     """
+    free = getattr(net, "window", None) is None or known_window(net) is not None
+    if window is not None and free and not _is_property(net, "window"):
+        net.window = window  # pyright: ignore[reportArgumentType]
     if predicts is not None and getattr(net, "predicts", None) != predicts and not _is_property(net, "predicts"):
         net.predicts = predicts  # pyright: ignore[reportArgumentType]
     own = getattr(net, "noise", None)
@@ -122,6 +129,15 @@ def keep_meaning(net: nn.Module, predicts: str | None, noise: Schedule | None) -
     free = (own is None or isinstance(own, Schedule)) and not _is_property(net, "noise")
     if free and (hasattr(net, "noise") or (noise is not None and predicts != "edm")):
         net.noise = noise  # pyright: ignore[reportArgumentType]
+
+
+def known_window(net: Any) -> tuple[float, float] | None:
+    """The log-SNR in which a network was trained, where it knows; whatever else a module calls window is its own."""
+    window = getattr(net, "window", None)
+    if not isinstance(window, tuple | list) or len(window) != 2:
+        return None
+    known = all(isinstance(edge, int | float) and math.isfinite(edge) for edge in window) and window[0] < window[1]
+    return (float(window[0]), float(window[1])) if known else None
 
 
 def _is_property(net: nn.Module, name: str) -> bool:
@@ -236,6 +252,14 @@ def _schedule(entry: Any, sidecar: Path) -> Schedule | None:
         return SCHEDULES[parameters.pop("schedule")](**parameters)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{sidecar} names a schedule that cannot be built ({error}): {entry!r}.") from None
+
+
+def _window(entry: Any, sidecar: Path) -> tuple[float, float] | None:
+    """The window in a record; those of earlier versions have none."""
+    window = None if entry is None else known_window(SimpleNamespace(window=entry))
+    if entry is not None and window is None:
+        raise ValueError(f"{sidecar} gives {entry!r:.60} as window, needed are two rising numbers; save the weights again.")
+    return window
 
 
 def _described(network: Any, arguments: Any) -> str:

@@ -252,7 +252,7 @@ def without_dataset(data: Any) -> Any:
 
 def _collect(dataset: Any, labels: Any) -> tuple[npt.NDArray[Any], Any]:
     """Images, and labels if there, of a dataset; see `_entries` for its items."""
-    if isinstance(dataset, Mapping) or not hasattr(dataset, "__len__"):
+    if isinstance(dataset, Mapping) or not hasattr(dataset, "__len__") or not _has_items(dataset):
         raise TypeError(
             f"images must be an array, or a dataset with len and items 0, 1, 2, ..., got {type(dataset).__name__}; "
             "pass an array of images, or a list of them."
@@ -267,6 +267,11 @@ def _collect(dataset: Any, labels: Any) -> tuple[npt.NDArray[Any], Any]:
     if len(shapes) > 1:
         raise ValueError(f"the images of the dataset have different shapes, {sorted(shapes)[:3]}; bring them to one.")
     return np.stack(arrays), labels
+
+
+def _has_items(dataset: Any) -> bool:
+    """Whether items can be asked for by number: torch gives every dataset a method for it that only raises."""
+    return getattr(type(dataset), "__getitem__", None) is not torch.utils.data.Dataset.__getitem__
 
 
 def _entries(item: Any) -> tuple[Any, Any]:
@@ -287,17 +292,34 @@ def _entries(item: Any) -> tuple[Any, Any]:
 
 
 def _whole(label: Any) -> int:
-    try:
-        return int(label)
-    except (TypeError, ValueError, RuntimeError):
+    """The label of an item; numbers with a fraction, and texts, are none."""
+    value = None if isinstance(label, list | tuple) else plain_array(label)
+    if value is None or value.size != 1 or value.dtype.kind not in "biuf":
         raise ValueError(
             f"an item of the dataset has a label of type {type(label).__name__} that is not a single number; labels must be "
             "whole numbers, counted from 0."
-        ) from None
+        )
+    number = value.item()
+    if not np.isfinite(number) or number != int(number):
+        raise ValueError(
+            f"an item of the dataset has the label {number!r}; labels must be whole numbers, counted from 0: number the "
+            "classes."
+        )
+    return int(number)
 
 
 def plain_array(values: Any) -> npt.NDArray[Any]:
-    """``values`` as an array; a tensor of a type that NumPy lacks, such as bfloat16, as float32."""
+    """``values`` as an array; a tensor of a type that NumPy lacks, such as bfloat16, as float32.
+
+    Raises
+    ------
+    ValueError
+        Entries are masked, which an array cannot say.
+    """
+    for part in values if isinstance(values, list | tuple) else (values,):
+        hidden = np.count_nonzero(np.ma.getmaskarray(part)) if isinstance(part, np.ma.MaskedArray) else 0
+        if hidden:
+            raise ValueError(f"{hidden} entries of a masked array are masked; leave them out, or fill them by its filled().")
     if not isinstance(values, torch.Tensor):
         return np.asarray(values)
     values = values.detach().cpu()
@@ -317,7 +339,9 @@ def to_float32(name: str, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 def _channels_first(values: Any) -> torch.Tensor:
     try:
         plain = plain_array(values)
-    except ValueError:  # a list whose entries make no array
+    except ValueError as error:  # a list whose entries make no array
+        if "masked" in str(error):
+            raise
         raise ValueError("the images of a list must have one shape, and theirs differ; bring them to one.") from None
     if plain.dtype != np.uint8 and plain.dtype.kind not in "fiub":
         raise TypeError(f"images must be numbers, got type {plain.dtype}.")
@@ -341,9 +365,11 @@ def _channels_first(values: Any) -> torch.Tensor:
 
 
 def _labels(labels: Any, n: int) -> torch.Tensor:
-    values = np.asarray(labels)
+    values = plain_array(labels)
     if values.shape != (n,) or values.dtype.kind not in "iu":
         raise ValueError(f"labels must be whole numbers, one for each of {n} images, got {values.dtype} {values.shape}.")
     if values.min() < 0:
         raise ValueError(f"labels are counted from 0, got {values.min()}.")
+    if values.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"labels must be below 2**63, got {values.max()}; number the classes 0, 1, 2, ...")
     return torch.from_numpy(values.astype(np.int64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -24,6 +25,7 @@ from thermodiff.diffusion import Diffusion, accounting_window, noise_kl
 from thermodiff.kernels.controls import adjust
 from thermodiff.kernels.jit import LANES
 from thermodiff.kernels.tasks import at_points
+from thermodiff.learned.checkpoint import known_window
 from thermodiff.learned.field import DRAWN_TOGETHER, Field, usual_batch
 from thermodiff.learned.images import plain_array, without_dataset
 from thermodiff.learned.predict import PREDICTS, check_window, dimensionless_score
@@ -33,6 +35,9 @@ from thermodiff.schedules import Row, Schedule
 
 FloatArray = npt.NDArray[np.float64]
 Key = npt.NDArray[np.uint32]
+
+BEYOND = 0.05
+"""Of lam, beyond the window of the training, that is let pass: rounding, and the first moment of a schedule."""
 
 
 class LearnedDiffusion:
@@ -93,7 +98,7 @@ class LearnedDiffusion:
             )
         batch = usual_batch(self.dim) if batch is None else count("batch", batch)
         self.field = Field(net, self.predicts, noise, self.shape, batch)
-        self._tried = False
+        self._tried = self._told = False
 
     @property
     def dim(self) -> int:
@@ -151,7 +156,8 @@ class LearnedDiffusion:
     def about(self) -> dict[str, Any]:
         """Header of the ledger."""
         record = {"data": self.data.label, "noise": self.noise.to_dict(), "schedule": self.noise.name}
-        return {**record, "score": "learned", "network": type(self.net).__name__, "predicts": self.predicts}
+        network = {"network": type(self.net).__name__, "predicts": self.predicts}
+        return {**record, "score": "learned", "dim": self.dim, **network}
 
     def conditional_moment(self, alpha: npt.ArrayLike, sigma: npt.ArrayLike) -> FloatArray:
         """E|c|^2 with c = sigma times the score of x given what it was drawn from; (...) as alpha and sigma."""
@@ -179,13 +185,34 @@ class LearnedDiffusion:
         Raises
         ------
         ValueError
-            Also where it begins beyond the end of the schedule, where the network is undefined.
+            Also where it begins beyond the end of the schedule, which no time of it reaches.
+
+        Warns
+        -----
+        RuntimeWarning
+            Where it goes beyond ``net.window``, that of the training.
         """
         if isinstance(self.data, Density):
             window = Diffusion(self.data, self.noise).window(lam, times)
         else:
             window = accounting_window(self.noise, True, self.data.label, lam, times)
-        return check_window(self.predicts, self.noise, window)
+        window = check_window(self.predicts, self.noise, window)
+        self._warn_beyond_training(window)
+        return window
+
+    def _warn_beyond_training(self, window: tuple[float, float]) -> None:
+        """Say once where a window goes beyond that of the training, if the network knows it."""
+        learned = known_window(self.net)
+        if learned is None or self._told or (window[0] > learned[0] - BEYOND and window[1] < learned[1] + BEYOND):
+            return
+        self._told = True
+        warnings.warn(
+            f"the window is lam = {window[0]:.4g} ... {window[1]:.4g}, and the network was trained on {learned[0]:.4g} ... "
+            f"{learned[1]:.4g}: beyond that its output was never fitted; pass lam=({learned[0]:.4g}, {learned[1]:.4g}), or "
+            "train on the whole window.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
     def score(self, x: npt.ArrayLike, t: float) -> FloatArray:
         """The learned score grad log p_theta at points (n, d), or (n, ...) as `shape` says, and time t > 0; as x."""

@@ -70,10 +70,15 @@ def tensor_row(row: Row, like: torch.Tensor, dtype: torch.dtype | None = None) -
 
 
 def call(net: Any, x: torch.Tensor, t: torch.Tensor) -> Any:
-    """Call ``net(x, t)`` with times in the type of ``x``, or in float64 for a network that says ``double_time``."""
+    """Call ``net(x, t)`` with times in the type of ``x``, or in float64 for a network that says ``double_time``.
+
+    Errors of Torch and of values, and short memory, come out as they are; others as a RuntimeError that names them.
+    """
     try:
         return net(x, t if getattr(net, "double_time", False) else t.to(x.dtype))
-    except (LookupError, AttributeError, AssertionError) as error:  # whose own text, such as 'a', says little
+    except (RuntimeError, TypeError, ValueError, MemoryError):
+        raise
+    except Exception as error:  # whose own text, such as 'a', says little
         raise RuntimeError(f"the network raised {type(error).__name__}: {error}") from error
 
 
@@ -95,7 +100,7 @@ def _each(values: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def check_window(predicts: str, noise: Schedule, window: tuple[float, float]) -> tuple[float, float]:
-    """``window``, refused where it begins beyond the end of the schedule: no network has been asked, or trained, there.
+    """``window``, refused where it begins beyond the end of the schedule: no network is asked, or trained, there.
 
     An "edm" denoiser knows no time, so that there is no end to it.
     """
@@ -103,7 +108,7 @@ def check_window(predicts: str, noise: Schedule, window: tuple[float, float]) ->
     if predicts != "edm" and window[0] < lowest - ROUNDING:
         raise ValueError(
             f"the window begins at lam = {window[0]:g}, but {noise.name} ends at lam = {lowest:.6g}, t = {noise.t_end:g}, "
-            f"beyond which the network is undefined; begin at {lowest:.6g} or above."
+            f"and no network is asked at later times; begin at {lowest:.6g} or above."
         )
     return window
 

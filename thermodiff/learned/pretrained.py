@@ -64,16 +64,16 @@ class NoiseTable:
 
     @property
     def window(self) -> tuple[float, float]:
-        """Log-SNR (low, high) that the table covers."""
-        return float(self.lam[-1]), float(self.lam[0])
+        """Log-SNR (low, high) that the table covers, as far as ``noise`` goes: VP ends before most tables do."""
+        return max(float(self.lam[-1]), float(self.noise.lam(self.noise.t_end))), float(self.lam[0])
 
     def __call__(self, t: torch.Tensor) -> torch.Tensor:
         """Places in the table, fractions allowed, for times of VP."""
         lam = schedule_row(self.noise, t).lam
-        low, high = self.window
-        if lam.min() < low - _SLACK or lam.max() > high + _SLACK:
+        if lam.min() < self.lam[-1] - _SLACK or lam.max() > self.lam[0] + _SLACK:
+            low, high = self.window
             raise ValueError(
-                f"the model's noise table covers log-SNR {low:.4f} ... {high:.4f}, it was asked at "
+                f"the model's noise table and {self.noise.name} cover log-SNR {low:.4f} ... {high:.4f}, it was asked at "
                 f"{float(lam.min()):.4f} ... {float(lam.max()):.4f}; state a window inside, lam=(low, high)."
             )
         place = np.interp(-lam, -self.lam, np.arange(self.lam.size, dtype=np.float64))
@@ -90,10 +90,10 @@ class Pretrained(Adapted):
     noise : VP
         The schedule of its times.
     window : (float, float)
-        Log-SNR that its noise table covers; measure inside it.
+        Log-SNR that its noise table covers, cut at the end of ``noise``, -8.05; measure inside it.
     classes : int or None
         Number of classes that the model knows, labels 0 ... classes - 1.  Whether one of them stands for "not stated" its
-        files do not say; there is none beyond them, so `train` cannot teach it labels.
+        files do not say; there is none beyond them, so `train` cannot teach it labels, and refuses it.
     """
 
     def __init__(
@@ -147,6 +147,11 @@ def from_diffusers(folder: str | PathLike[str], *, label: int | None = None) -> 
         raise ImportError("models of diffusers need that library; install it: pip install 'thermodiff[diffusers]'") from None
     table = _table(diffusers, parts[1], scheduler)
     unet: Any = _unet(diffusers, parts[0])
+    if isinstance(unet.time_proj, nn.Embedding):
+        raise ValueError(
+            f"{parts[0]}: the model has time_embedding_type='learned', a vector for each step and none between them, where "
+            "it would be asked; only 'positional' and 'fourier' are read."
+        )
     embedding = unet.class_embedding
     if label is not None and embedding is None:
         raise ValueError(f"label={label!r} was given, but the model in {parts[0]} has no classes; drop it.")

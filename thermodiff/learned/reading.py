@@ -4,11 +4,13 @@ For every density, with x = alpha x_0 + sigma z and c a vector whose mean given 
 
     E b.(c - b) = 0   and   E x.(b - c) = 0,   that is E x.s = -d.
 
-They are tried at a few log-SNR, from noise to the finest structures.  A network that fails them may be a poor one, which
+They are tried at a few log-SNR, from noise to the finest structures, as far as the schedule and ``net.window`` go; those at
+which the network fails or is not finite tell nothing, and are left out.  A network that fails them may be a poor one, which
 is no reason to refuse its ledger.  It is refused where another reading of the same output passes them ten times better, is
 nearer to c, and owes that to the output: a network that gives zero is near a good "v" of data of unit variance, and knows
 nothing.  On such data a good control is small too, but then it is what lacks: c less the score without it has a slope of 1
-on it.  Where the stated reading fails clearly, or another one does better without passing for certain, there is a warning.
+on it.  Where the stated reading fails clearly, or another one does better without passing for certain, or over a narrow
+window only, there is a warning.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import numpy.typing as npt
 import torch
 
 from thermodiff.densities import Density, Samples
+from thermodiff.learned.checkpoint import known_window
 from thermodiff.learned.field import Field, evaluating
 from thermodiff.learned.predict import PREDICTS, dimensionless_score
 from thermodiff.schedules import Row
@@ -29,6 +32,12 @@ FloatArray = npt.NDArray[np.float64]
 
 LEVELS = 5
 """Values of lam that are tried."""
+SPAN = 4.0
+"""Nats of lam that they cover, where the network can be asked there."""
+REFUSES = 3.0
+"""Nats that they must cover for a refusal: over less, a right reading that is off by a factor can look like another one."""
+INSIDE = 1e-3
+"""Share of the window of the network at each of its ends that is left out: rounding."""
 NUMBERS = 2048
 """Coordinates of the samples at each of them."""
 FEWEST, MOST = 16, 512
@@ -74,18 +83,21 @@ def check_reading(field: Field, data: Density | Samples) -> None:
     ValueError
         Naming the reading that fits.
     """
-    draws = [_draws(field, data, node, lam) for node, lam in enumerate(_levels(field, data))]
-    outputs = _outputs(field, draws, field.predicts)
-    stated = _fit(field, draws, outputs, field.predicts)
-    if not np.isfinite(stated.scale):
-        return  # The account says where.
-    others = _other_readings(field, draws, outputs)
+    tried = [_draws(field, data, node, lam) for node, lam in enumerate(_levels(field, data))]
+    given, failure = _outputs(field, tried, field.predicts)
+    sound = [k for k in range(LEVELS) if _is_sound(field, tried[k], given[k], field.predicts)]
+    if not sound:
+        if failure is not None:
+            raise failure
+        return  # The account says where it is not finite.
+    draws, outputs = [tried[k] for k in sound], [given[k] for k in sound]
+    stated, others = _fit(field, draws, outputs, field.predicts), _other_readings(field, draws, outputs)
     better = {name: fit for name, fit in others.items() if _is_better(stated, fit)}
     likely = {name: fit for name, fit in others.items() if _is_likelier(stated, fit)}
     said = f"the output of {type(field.net).__name__}, read as predicts={field.predicts!r}"
     no_score = "has not the scale of a score (E b.c / E b.b should be 1 at every noise level)"
     cause = "Either predicts= is wrong, or the network has learned little."
-    if better:
+    if better and draws[-1].row.lam - draws[0].row.lam > REFUSES:
         best = _nearest(better)
         raise ValueError(f"{said}, {no_score}; read as {best!r} it has. Pass predicts={best!r}.")
     if likely:
@@ -100,16 +112,16 @@ def check_reading(field: Field, data: Density | Samples) -> None:
 
 
 def _other_readings(field: Field, draws: list[Draws], outputs: list[torch.Tensor]) -> dict[str, Fit]:
-    """The fits of the other kinds, each with the output that it is asked for."""
-    names = [name for name in PREDICTS if name != field.predicts and "edm" not in (name, field.predicts)]
-    found = {name: _fit(field, draws, outputs, name) for name in names}
-    try:
-        with np.errstate(all="ignore"):  # a network that takes times may get such as it cannot have
-            asked_otherwise = _outputs(field, draws, "x0" if field.predicts == "edm" else "edm")
-    except Exception:
-        return found  # A network that cannot be asked so is not of that kind.
-    names = [name for name in PREDICTS if (name == "edm") != (field.predicts == "edm")]
-    return found | {name: _fit(field, draws, asked_otherwise, name) for name in names}
+    """The fits of the other kinds that are finite, each with the output that it is asked for."""
+    with np.errstate(all="ignore"):  # a network that takes times may get such as it cannot have
+        otherwise, _ = _outputs(field, draws, "x0" if field.predicts == "edm" else "edm")
+    found = {}
+    for name in PREDICTS:
+        given = otherwise if "edm" in (name, field.predicts) else outputs
+        sound = all(_is_sound(field, draw, output, name) for draw, output in zip(draws, given, strict=True))
+        if name != field.predicts and sound:
+            found[name] = _fit(field, draws, given, name)
+    return found
 
 
 def _is_better(stated: Fit, other: Fit) -> bool:
@@ -139,10 +151,21 @@ def _levels(field: Field, data: Density | Samples) -> FloatArray:
     """Values of lam from where data and equilibrium drown in noise to where the noise is less than the data."""
     variance = max(float(np.mean(np.square(_few(data) - _few(data).mean(axis=0)))), 1e-12)
     signal, own = -np.log(variance), -2.0 * np.log(getattr(field.noise, "scale", 1.0))
-    low = min(signal, own) - 4.0
+    first, last = _bounds(field)
+    low = min(max(min(signal, own) - 4.0, first), last)
+    high = min(max(signal + 3.0, low + SPAN), last)
+    return np.linspace(max(min(low, high - SPAN), first), high, LEVELS)
+
+
+def _bounds(field: Field) -> tuple[float, float]:
+    """The lam between which the network can be asked, infinite where nothing is known."""
     edge = float(field.noise.lam(field.noise.t_end))
-    low = max(low, edge) if np.isfinite(edge) else low
-    return np.linspace(low, max(signal + 3.0, low + 4.0), LEVELS)
+    window = known_window(field.net)
+    if window is None:
+        return edge, np.inf
+    inset = INSIDE * (window[1] - window[0])
+    first, last = window[0] + inset, window[1] - inset
+    return (max(first, edge) if edge < last else first), last  # an "edm" denoiser may know what the schedule does not
 
 
 def _few(data: Density | Samples) -> FloatArray:
@@ -156,17 +179,32 @@ def _draws(field: Field, data: Density | Samples, node: int, lam: float) -> Draw
     return Draws(row, torch.from_numpy(np.ascontiguousarray(x.T)), torch.from_numpy(np.ascontiguousarray(c.T)))
 
 
-def _outputs(field: Field, draws: list[Draws], predicts: str) -> list[torch.Tensor]:
-    """What the network gives when asked as for ``predicts``."""
-    outputs = [torch.empty_like(draw.x) for draw in draws]
+def _outputs(field: Field, draws: list[Draws], predicts: str) -> tuple[list[torch.Tensor], Exception | None]:
+    """What the network gives when asked as for ``predicts``, nan where it fails, and its first failure.
+
+    It may be one that cannot be asked at a lam that its account does not need; the account meets the other failures.
+    """
+    outputs, failure = [torch.empty_like(draw.x) for draw in draws], None
     with evaluating(field.net), torch.inference_mode():
         for draw, out in zip(draws, outputs, strict=True):
 
             def work(part: slice, draw: Draws = draw, out: torch.Tensor = out) -> None:
                 out[part] = field.output(draw.x[part].to(field.weights.device), draw.row, predicts).cpu()
 
-            field.in_batches(work, len(draw.x))
-    return outputs
+            try:
+                field.in_batches(work, len(draw.x))
+            except MemoryError:
+                raise
+            except Exception as error:
+                failure = error if failure is None else failure
+                out.fill_(torch.nan)
+    return outputs, failure
+
+
+def _is_sound(field: Field, draw: Draws, output: torch.Tensor, predicts: str) -> bool:
+    """Whether the two means can be formed."""
+    b = dimensionless_score(predicts, output, draw.x, draw.row, field.noise)
+    return bool(torch.isfinite(b.square().sum()))
 
 
 def _fit(field: Field, draws: list[Draws], outputs: list[torch.Tensor], predicts: str) -> Fit:
@@ -178,7 +216,7 @@ def _fit(field: Field, draws: list[Draws], outputs: list[torch.Tensor], predicts
         size = float(draw.c.square().sum(1).mean())
         along = float((b * (draw.c - b)).sum(1).mean()) / size
         outward = float((draw.x * (b - draw.c)).sum(1).mean()) / np.sqrt(size * float(draw.x.square().sum(1).mean()))
-        worst = float(np.max([worst, abs(along), abs(outward)]))  # nan stays nan, and fails nothing
+        worst = max(worst, abs(along), abs(outward))
         distances.append(float((b - draw.c).square().sum(1).mean()) / size)
         added, lacks = b - without, draw.c - without
         gain = (added * (2.0 * lacks - added)).sum(1) / size

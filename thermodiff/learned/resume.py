@@ -27,6 +27,8 @@ from thermodiff.learned.optimiser import Optimiser
 
 FORMAT = "thermodiff-training-2"
 """Name and version of the layout."""
+LATER = ("types", "compile")
+"""What a call says since the layout was first used."""
 
 
 class State:
@@ -98,7 +100,8 @@ class State:
         return record, tensors
 
     def _compare(self, stored: dict[str, Any]) -> None:
-        names = [name for name in self.call if stored.get(name) != self.call[name]]
+        # States of earlier versions know nothing of the later names.
+        names = [name for name in self.call if stored.get(name) != self.call[name] and (name in stored or name not in LATER)]
         if names:
             told = "; ".join(f"{name} was {stored.get(name)!r}, now {self.call[name]!r}" for name in names[:3])
             raise ValueError(

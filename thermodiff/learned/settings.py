@@ -15,6 +15,7 @@ from thermodiff.learned.batches import LamProposal, Source, lam_rows, time_rows
 from thermodiff.learned.caller import PRECISIONS
 from thermodiff.learned.parallel import local_rank
 from thermodiff.learned.predict import PREDICTS, check_window
+from thermodiff.learned.pretrained import Pretrained
 from thermodiff.schedules import FloatArray, Row, Schedule
 
 Rows = Callable[[FloatArray], tuple[Row, FloatArray]]
@@ -54,8 +55,14 @@ class Settings:
             return partial(time_rows, noise, self.likelihood)
         if self.lam is None and noise.diverges:
             raise ValueError(f"{noise.name} grows without bound towards the data; state the window, as in lam=(-8, 8).")
-        low, high = check_window(self.predicts, noise, noise.window(lam=self.lam))
+        low, high = self.window(noise)
         return partial(lam_rows, noise, LamProposal(noise, low, high, source.variances()), self.likelihood)
+
+    def window(self, noise: Schedule) -> tuple[float, float]:
+        """The log-SNR that is learned; all of it where times are uniform, which leave out 1e-5 at either end."""
+        if self.times == "uniform":
+            return noise.window()
+        return check_window(self.predicts, noise, noise.window(lam=self.lam))
 
     def record(self, net: nn.Module, source: Source, noise: Schedule) -> dict[str, Any]:
         """All that decides the course of the training but the key of its draws, as JSON values."""
@@ -65,6 +72,7 @@ class Settings:
         return {
             **own,
             "noise": noise.to_dict(),
+            "types": sorted({str(weight.dtype).removeprefix("torch.") for weight in net.parameters()}),
             "network": type(net).__name__,
             "arguments": getattr(net, "arguments", None),
             "data": source.fingerprint(),
@@ -86,6 +94,11 @@ def check_fit(net: nn.Module, source: Source) -> None:
         raise ValueError(
             f"the network takes images of {channels} channels, one sample of the data has shape {source.shape}; build it "
             "to fit."
+        )
+    if classes is not None and isinstance(net, Pretrained):
+        raise ValueError(
+            f'the model of diffusers knows the labels 0 ... {classes - 1} and none for "not stated", which train shows in '
+            "place of one label in ten; to train it on images of one class, say which: adapt(net, labels='y', label=0)."
         )
     if classes is not None and source.classes is None:
         raise ValueError(f"the network knows {classes} classes, the data has no labels; give Images with labels.")

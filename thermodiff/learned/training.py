@@ -88,8 +88,8 @@ def train(
         Draw lam by importance, stratified, with paired noise; or t uniform in [1e-5, t_end - 1e-5] as published (then
         ``lam`` must not be given).
     predicts : str, optional
-        What the network predicts; default its own ``predicts``, or "entropy".  It is kept as ``net.predicts``,
-        and the schedule as ``net.noise``.
+        What the network predicts; default its own ``predicts``, or "entropy".  It is kept as ``net.predicts``, the
+        schedule as ``net.noise``, and the window as ``net.window``.
     device : str or torch.device, optional
         Where to train; the network is moved there.  Default: where it is.
     precision : {"float32", "bf16"}
@@ -162,7 +162,8 @@ def train(
         gradients = Gradients(optimiser, group)
         state, done, losses = None, 0, []
         if every is not None and checkpoint is not None:
-            state = State(checkpoint, {**settings.record(net, source, noise), "key": words.tolist()}, every)
+            call = {**settings.record(net, source, noise), "key": words.tolist(), "compile": bool(compile)}
+            state = State(checkpoint, call, every)
             done, losses = state.load(net, optimiser)
             if done > steps:
                 raise ValueError(
@@ -185,7 +186,7 @@ def train(
                     if group.first:
                         state.save(net, optimiser, step, report.losses)
         optimiser.finish()
-        keep_meaning(net, kind, noise)
+        keep_meaning(net, kind, noise, settings.window(noise))
         if checkpoint is not None and group.first:
             save_weights(net, checkpoint, noise=noise, predicts=kind)
         group.wait()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from thermodiff.learned.divergence import exact_divergence, hutchinson_divergence
+from thermodiff.learned.divergence import exact_divergence, hutchinson_divergence, reaches
 
 RNG = np.random.default_rng(0)
 MATRIX = RNG.standard_normal((4, 4))
@@ -92,3 +92,14 @@ def test_surroundings_are_left_alone(method) -> None:
     assert weight.grad is None
     assert not points.requires_grad
     assert np.array_equal(points.numpy(), POINTS)
+
+
+def test_whether_a_graph_leads_to_x() -> None:
+    """Through views and other types, for a leaf and for what is formed from one; not through another leaf."""
+    leaf = torch.from_numpy(POINTS.copy()).requires_grad_(True)
+    weight = torch.nn.Parameter(torch.eye(4, dtype=torch.float64))
+    for x in (leaf, leaf.reshape(-1, 2, 2)):
+        assert reaches(torch.sin(x.to(torch.float32)).flatten(1).double() @ weight, x)
+        assert not reaches(x.detach().flatten(1) @ weight, x)
+        with torch.no_grad():
+            assert not reaches(2.0 * x, x)

@@ -98,10 +98,64 @@ def test_other_errors_are_not_taken_for_short_memory() -> None:
     assert net.seen == [400]
 
 
-@pytest.mark.parametrize("error", [KeyError("y"), AttributeError("no y"), IndexError("of 3"), AssertionError("even")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("y"), AttributeError("no y"), IndexError("of 3"), AssertionError("even"), ZeroDivisionError("by 0"),
+        StopIteration(), OSError("no file"), ValueError(),
+    ],
+)  # fmt: skip
 def test_an_error_of_the_network_is_said_in_a_sentence(error: Exception) -> None:
-    with pytest.raises(ValueError, match=rf"called as net\(x, t\) with x \(400, 2\).* failed: .*{type(error).__name__}: "):
+    with pytest.raises(ValueError, match=rf"called as net\(x, t\) with x \(400, 2\).* failed: .*{type(error).__name__}"):
         field_of(Small(0, error)).values(X, ROW)
+
+
+class Told(nn.Module):
+    """Answers by ``forward`` given; ``weight`` leads autograd away from x."""
+
+    def __init__(self, forward: Any) -> None:
+        super().__init__()
+        self.answer, self.weight = forward, nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.answer(x, self.weight)
+
+
+@pytest.mark.parametrize("predicts", ["eps", "x0"])
+@pytest.mark.parametrize(
+    "forward",
+    [
+        torch.no_grad()(lambda x, weight: weight * x),
+        torch.inference_mode()(lambda x, weight: weight * x),
+        lambda x, weight: weight * x.detach(),
+        lambda x, weight: torch.from_numpy(np.sin(x.detach().numpy())),
+    ],
+    ids=["no_grad", "inference_mode", "detach", "numpy"],
+)
+def test_an_output_without_a_graph_has_no_divergence(forward: Any, predicts: str) -> None:
+    field = field_of(Told(forward), predicts=predicts)
+    assert np.isfinite(field.values(X, ROW)).all()
+    for signs in (None, np.ones((1, *X.shape))):
+        with pytest.raises(
+            ValueError, match="changes with x, but not for autograd.*remove no_grad.* or pass divergence=None"
+        ):
+            field.with_divergence(X, ROW, signs)
+
+
+@pytest.mark.parametrize("forward", [lambda x, weight: torch.ones_like(x), lambda x, weight: weight * torch.ones_like(x)])
+def test_a_constant_output_has_the_divergence_zero(forward: Any) -> None:
+    values, slopes = field_of(Told(forward), predicts="eps").with_divergence(X, ROW, None)
+    np.testing.assert_array_equal(values, -1.0)
+    np.testing.assert_array_equal(slopes, 0.0)
+    slopes = field_of(Told(forward), predicts="x0").with_divergence(X, ROW, np.ones((1, *X.shape)))[1]
+    np.testing.assert_allclose(slopes, -2.0 / ROW.sigma, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [torch.complex64, torch.int64, torch.bool], ids=str)
+def test_an_output_that_is_no_real_number_is_refused(kind: torch.dtype) -> None:
+    said = f"must return real floating-point numbers, got {str(kind).removeprefix('torch.')}; convert"
+    with pytest.raises(ValueError, match=said):
+        field_of(lambda x, t: x.to(kind)).values(X, ROW)
 
 
 def test_usual_batch() -> None:

@@ -11,6 +11,7 @@ from truths import BIM1
 
 from thermodiff._check import DivergenceError
 from thermodiff.densities import Gaussian, GaussianMixture
+from thermodiff.learned.bound import lower_bound
 from thermodiff.learned.images import Images
 from thermodiff.learned.likelihood import LogDensity, dormand_prince, log_prob
 from thermodiff.learned.model import LearnedDiffusion
@@ -176,6 +177,32 @@ def test_a_tensor_with_a_gradient() -> None:
     np.testing.assert_array_equal(log_prob(model_of(WIDE, VP()), given).values, log_prob(model_of(WIDE, VP()), x).values)
 
 
+def test_grey_levels_of_an_array_are_refused() -> None:
+    """They were taken for data units: 67264 bits per dimension."""
+    levels = np.random.default_rng(0).integers(0, 256, (30, 1, 2, 2)).astype(np.uint8)
+    model = LearnedDiffusion(lambda x, t: -x, Images(levels, dequantise=True), VP(), predicts="score")
+    for x in (levels, levels.reshape(30, 4), torch.from_numpy(levels), levels.astype(int)):
+        for function in (log_prob, lower_bound):
+            with pytest.raises(TypeError, match=r"type u?int\d+, whose scale is not said; pass Images\(.*dequantise=True\)"):
+                function(model, x, lam=(-4.0, 4.0))
+
+
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+def test_a_network_without_a_graph_is_refused(divergence: str) -> None:
+    """Its divergence seemed to be zero, and the log-density was 9 nats off with an error of zero."""
+    law = Gaussian(np.zeros(5), std=0.5)
+
+    class Eps(nn.Module):
+        @torch.no_grad()
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            row = VP().at(VP().lam(float(t[0])))
+            return x * float(row.sigma / (0.25 * row.alpha**2 + row.sigma**2))
+
+    with pytest.raises(ValueError, match="changes with x, but not for autograd"):
+        log_prob(LearnedDiffusion(Eps(), law, VP(), predicts="eps"), law.sample(9, 0), divergence=divergence, count_probes=2)
+
+
+@pytest.mark.filterwarnings("ignore:the output of function is finite at none")
 def test_errors() -> None:
     model = model_of(BIM, VP())
     with pytest.raises(ValueError, match=r'takes d = 65 backward passes; pass divergence="hutchinson"'):

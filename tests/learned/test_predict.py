@@ -119,7 +119,10 @@ def test_a_network_that_works_in_place_changes_nothing_else(predicts: str) -> No
             np.testing.assert_array_equal(value, old)
 
 
-@pytest.mark.parametrize("error", [KeyError("a"), IndexError("far"), AttributeError("b"), AssertionError("c")])
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("a"), IndexError("far"), AttributeError("b"), AssertionError("c"), ZeroDivisionError("d"), StopIteration("e")],
+)
 def test_errors_of_a_network_are_named(error: Exception) -> None:
     def broken(points: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         raise error
@@ -130,11 +133,23 @@ def test_errors_of_a_network_are_named(error: Exception) -> None:
     assert told.value.__cause__ is error
 
 
+@pytest.mark.parametrize("error", [RuntimeError("a"), TypeError("b"), ValueError("c"), MemoryError()])
+def test_errors_that_say_enough_are_left_alone(error: Exception) -> None:
+    def broken(points: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        raise error
+
+    with pytest.raises(type(error)) as told:
+        ask(broken, "eps", torch.ones(3, 2), Row(*(float(value) for value in VP().at(0.0))))
+    assert told.value is error
+
+
 @pytest.mark.parametrize(("noise", "lowest"), [(VP(), -8.05), (VP(scale=0.1), -3.44), (VE(), -7.82), (SubVP(), -8.05)])
 def test_a_window_ends_with_the_schedule(noise, lowest):
     """A network has been asked at no later time; a rounded end passes."""
     assert check_window("eps", noise, (lowest - 0.18, 5.0)) == (lowest - 0.18, 5.0)
-    with pytest.raises(ValueError, match=r"begins at lam = -30, but .* ends at lam = -\d\.\d+, t = 1, .* begin at -\d"):
+    with pytest.raises(
+        ValueError, match=r"begins at lam = -30, but .* ends at lam = -\d\.\d+, t = 1, and no .* begin at -\d"
+    ):
         check_window("eps", noise, (-30.0, 5.0))
     assert check_window("edm", noise, (-30.0, 5.0)) == (-30.0, 5.0)
 

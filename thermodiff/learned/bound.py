@@ -7,12 +7,14 @@ For x_lam = alpha x + sigma z (Premkumar, 2409.03817, in log-SNR)
 the mean of ln p over x' = x + (sigma_hi / alpha_hi) z, in data units.  The prior term is exact.  Averaged over the data a
 perfect model has the bound -h(p_hi) - KL(p_lo || prior), h of the smoothed data.
 
-The integral would have a variance of d / 2 per unit of lam.  It is drawn by importance in lam, stratified, in pairs z, -z;
-and |b_G + z|^2, with b_G of the Gaussian of the same moments, is a control variate: its mean given x and lam,
+The integral would have a variance of d / 2 per unit of lam.  It is drawn stratified in lam, in pairs z, -z; half of the
+draws by importance, half uniform, since a network may err anywhere and where draws are few their weights are large.  And
+|b_G + z|^2, with b_G of the Gaussian of the same moments, is a control variate: its mean given x and lam,
 
     E |b_G + z|^2 = sum_j (sigma^2 alpha^2 (x - m)_j^2 + alpha^4 e_j^2) / (alpha^2 e_j + sigma^2)^2,
 
-has a known integral.  Its coefficient is fitted on the other replicates, so that the estimate stays unbiased.
+has a known integral.  Its coefficient is fitted on draws of its own, some for each stratum at a few of the points: given it
+the draws of the estimate are independent, so that the estimate is unbiased and its error the spread in each stratum.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from thermodiff.kernels.jit import LANES
 from thermodiff.learned.batches import LamProposal
 from thermodiff.learned.likelihood import LogDensity, points_of
 from thermodiff.learned.streams import stream
-from thermodiff.schedules import Row
+from thermodiff.schedules import Row, Schedule
 
 if TYPE_CHECKING:
     from thermodiff.learned.model import LearnedDiffusion
@@ -43,6 +45,13 @@ MOST_COORDINATES = 512
 
 PART = 1 << 20
 """Numbers in the points that are taken at a time, about."""
+
+PILOTS = 32
+"""Log-SNRs, at least, at which the coefficient of the control is fitted; two or more in each stratum."""
+PILOT_POINTS = 64
+"""Points, at most, at which it is."""
+UNIFORM = 0.5
+"""Share of the draws of lam that is uniform over the window: no weight exceeds 1 / UNIFORM times the width."""
 
 
 class Axes(NamedTuple):
@@ -75,7 +84,7 @@ def lower_bound(
         Points in data units; grey levels as for `log_prob`.
     strata, replicates : int
         Each of the independent replicates, at least 4, has one log-SNR in each stratum, and two draws there for each
-        point.  Points share the log-SNR, not the noise.
+        point.  Points share the log-SNR, not the noise.  A few draws more fit the control variate.
     lam : (float, float), optional
         Log-SNR window; default that of an account.
     rng : int, SeedSequence, Generator or None
@@ -84,7 +93,7 @@ def lower_bound(
     Returns
     -------
     LogDensity
-        In nats, with the standard error over the replicates.
+        In nats, with the standard error from the spread of the replicates in each stratum.
 
     Raises
     ------
@@ -95,28 +104,69 @@ def lower_bound(
     window, key = model.window(lam), seed_words(rng)
     model.try_out()
     x, cell = points_of(model, x, key)
-    axes = moments(model)
-    proposal = LamProposal(model.noise, *window, axes.variances)
-    uniforms = stream(key, "log-SNR").random((replicates, strata))
-    levels, density = proposal((np.arange(strata) + uniforms) / strata)
-    found, control = np.zeros((2, replicates, len(x)))
-    # So many at a time that memory does not grow with the points; noise comes in blocks of LANES.
-    size = max(PART // (model.dim * LANES), 1) * LANES
-    parts = [slice(first, first + size) for first in range(0, len(x), size)]
-    for r in range(replicates):
-        for j in range(strata):
-            row = Row(*(float(entry) for entry in model.noise.at(levels[r, j])))
-            for part in parts:
-                z = normals(key, r * strata + j, model.dim, len(x[part]), philox.NOISE, part.start).T
-                pair = _integrand(model, axes, x[part], row, z)
-                _require_finite(pair[0], row)
-                found[r, part] += pair[0] / (density[r, j] * strata)
-                control[r, part] += pair[1] / (density[r, j] * strata)
-    control -= _known(model, axes, x, window)
-    costs = found - _coefficients(found, control) * control
-    values = _ends(model, x, window) - costs.mean(axis=0)
-    common = costs.mean(axis=1).std(ddof=1) / np.sqrt(replicates)
-    return LogDensity(values, costs.std(axis=0, ddof=1) / np.sqrt(replicates), float(common), model.dim, window, cell)
+    pilots = max(2, -(-PILOTS // strata))
+    draws = Draws(model, window, strata, replicates + pilots, key)
+    coefficient = _coefficient(draws, x, range(replicates, replicates + pilots))
+    values = _ends(model, x, window) - coefficient * _known(model, draws.axes, x, window)
+    variances, common = np.zeros(len(x)), 0.0
+    for j in range(strata):
+        costs = np.empty((replicates, len(x)))
+        for r in range(replicates):
+            found, control = draws(x, r, j)
+            costs[r] = found - coefficient * control
+        values -= costs.mean(axis=0)
+        variances += costs.var(axis=0, ddof=1)
+        common += float(costs.mean(axis=1).var(ddof=1))
+    # Student's t, so that the rms of z is one.
+    freedom = strata * (replicates - 1)
+    factor = freedom / (freedom - 2) / replicates
+    errors = np.sqrt(factor * variances)
+    return LogDensity(values, errors, float(np.sqrt(factor * common)), model.dim, window, cell)
+
+
+class Draws:
+    """|b_theta + z|^2 / 2 and |b_G + z|^2 / 2 at a log-SNR for each replicate and stratum.
+
+    They are weighted so that sums over the strata have the integrals over the window as their means.
+    """
+
+    def __init__(self, model: LearnedDiffusion, window: tuple[float, float], strata: int, replicates: int, key: Any) -> None:
+        self.model, self.axes, self.strata, self._key = model, moments(model), strata, key
+        uniforms = stream(key, "log-SNR").random((replicates, strata))
+        proposal = _HalfUniform(model.noise, *window, self.axes.variances)
+        self._levels, density = proposal((np.arange(strata) + uniforms) / strata)
+        self._weights = 1.0 / (density * strata)
+
+    def __call__(self, x: FloatArray, replicate: int, stratum: int) -> FloatArray:
+        """The weighted pair, (2, n), at points (n, d)."""
+        model, out = self.model, np.empty((2, len(x)))
+        row = Row(*(float(entry) for entry in model.noise.at(self._levels[replicate, stratum])))
+        # So many at a time that memory does not grow with the points; noise comes in blocks of LANES.
+        size = max(PART // (model.dim * LANES), 1) * LANES
+        for first in range(0, len(x), size):
+            part = x[first : first + size]
+            z = normals(self._key, replicate * self.strata + stratum, model.dim, len(part), philox.NOISE, first).T
+            out[:, first : first + size] = _integrand(model, self.axes, part, row, z)
+        _require_finite(out[0], row)
+        return self._weights[replicate, stratum] * out
+
+
+class _HalfUniform(LamProposal):
+    """The density from which trainings draw lam, and the uniform one, mixed."""
+
+    def __init__(self, noise: Schedule, low: float, high: float, variances: FloatArray) -> None:
+        super().__init__(noise, low, high, variances)
+        self.density = UNIFORM / (high - low) + (1.0 - UNIFORM) * self.density
+        self.cumulative = UNIFORM * np.linspace(0.0, 1.0, len(self.edges)) + (1.0 - UNIFORM) * self.cumulative
+
+
+def _coefficient(draws: Draws, x: FloatArray, replicates: range) -> float:
+    """Coefficient of the control, fitted within the strata on these ``replicates`` at some of the points."""
+    some = x[:: -(-len(x) // PILOT_POINTS)]
+    pairs = np.array([[draws(some, r, j) for j in range(draws.strata)] for r in replicates])
+    found, control = np.moveaxis(pairs - pairs.mean(axis=0), 2, 0)
+    square = np.sum(control**2)
+    return float(np.sum(found * control) / square) if square > 0.0 else 0.0
 
 
 def moments(model: LearnedDiffusion) -> Axes:
@@ -157,17 +207,6 @@ def _known(model: LearnedDiffusion, axes: Axes, x: FloatArray, window: tuple[flo
     slopes = weights @ (sigma2 * alpha2 / variances**2)
     constant = weights @ np.sum((alpha2 * axes.variances / variances) ** 2, axis=1)
     return 0.5 * (axes.turned(x - axes.mean) ** 2 @ slopes + constant)
-
-
-def _coefficients(found: FloatArray, control: FloatArray) -> FloatArray:
-    """Coefficient of the control for each replicate, (replicates, 1), from all others."""
-    result = np.empty((len(found), 1))
-    for r in range(len(found)):
-        others = np.arange(len(found)) != r
-        one, two = (values[others] - values[others].mean(axis=0) for values in (found, control))
-        square = np.sum(two**2)
-        result[r] = np.sum(one * two) / square if square > 0.0 else 0.0
-    return result
 
 
 def _ends(model: LearnedDiffusion, x: FloatArray, window: tuple[float, float]) -> FloatArray:

@@ -36,6 +36,20 @@ def hutchinson_divergence(field: Field, points: torch.Tensor, signs: FloatArray)
     return values.detach().cpu().numpy(), torch.stack(slopes).reshape(signs.shape[:-1]).numpy()
 
 
+def reaches(output: torch.Tensor, x: torch.Tensor) -> bool:
+    """Whether the graph of ``output`` leads back to ``x``, which requires gradients; without it every gradient is zero."""
+    start, todo, seen = x.grad_fn, [output.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        if node is start or getattr(node, "variable", None) is x:
+            return True
+        seen.add(node)
+        todo.extend(before for before, _ in node.next_functions)
+    return False
+
+
 def _gradient(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Gradient with respect to ``x``; zero where the value does not depend on it."""
     if not value.requires_grad:

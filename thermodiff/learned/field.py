@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from thermodiff.learned.divergence import exact_divergence, hutchinson_divergence
+from thermodiff.learned.divergence import exact_divergence, hutchinson_divergence, reaches
 from thermodiff.learned.predict import ask, dimensionless_score
 from thermodiff.schedules import Row, Schedule
 
@@ -60,17 +60,38 @@ class Field:
     def output(self, x: torch.Tensor, row: Row, predicts: str) -> torch.Tensor:
         """What the network puts out when asked as for ``predicts``; float64, (n, d)."""
         images = x.reshape(-1, *self.shape)
+        output = self._asked(images, row, predicts)
+        if images.requires_grad and not reaches(output, images):
+            self._require_constant(output, images.detach(), row, predicts)
+        # What follows is done in float64: at the ends of the window large terms are subtracted.
+        return output.to(torch.float64).reshape(x.shape)
+
+    def _asked(self, images: torch.Tensor, row: Row, predicts: str) -> torch.Tensor:
+        """The output at ``images``, of their shape, as the network gives it."""
         try:
             output = ask(self.net, predicts, images, row, self.weights.dtype)
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             if is_full(error):
                 raise
-            raise ValueError(f"the network, called as {self.told(tuple(images.shape))}, failed: {error}") from error
+            failure = str(error) or type(error).__name__
+            raise ValueError(f"the network, called as {self.told(tuple(images.shape))}, failed: {failure}") from error
         if not isinstance(output, torch.Tensor) or output.shape != images.shape:
             got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
             raise ValueError(f"the network must return a tensor of the shape of x, {tuple(images.shape)}, got {got}.")
-        # What follows is done in float64: at the ends of the window large terms are subtracted.
-        return output.to(torch.float64).reshape(x.shape)
+        if not output.is_floating_point():
+            kind = str(output.dtype).removeprefix("torch.")
+            raise ValueError(f"the network must return real floating-point numbers, got {kind}; convert its output.")
+        return output
+
+    def _require_constant(self, output: torch.Tensor, images: torch.Tensor, row: Row, predicts: str) -> None:
+        """Refuse an output without a graph unless it is the same at other points: its divergence would seem to be zero."""
+        for shift in (0.5 + images.abs(), -0.5 - images.abs()):
+            other = self._asked(images + shift, row, predicts)
+            if not torch.allclose(output, other, rtol=0.0, atol=0.0, equal_nan=True):
+                raise ValueError(
+                    "the output of the network changes with x, but not for autograd, so that its divergence is unknown; "
+                    "remove no_grad, inference_mode, detach and NumPy from forward, or pass divergence=None to account."
+                )
 
     def told(self, shape: tuple[int, ...]) -> str:
         """The call of the network with x of ``shape``, for messages."""

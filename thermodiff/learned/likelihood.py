@@ -160,6 +160,11 @@ def points_of(model: LearnedDiffusion, x: Any, key: Key) -> tuple[FloatArray, fl
 
         x = x.draw(torch.arange(len(x)), stream(key, "grey levels"))
     x = plain_array(x)
+    if x.dtype.kind in "iub" and len(model.shape) > 1:
+        raise TypeError(
+            f"the images are of type {x.dtype}, whose scale is not said; pass Images(values, span=(0, 1), dequantise=True) "
+            "with the span of the model's data, or divide."
+        )
     shape = f"(n, {model.dim})" if x.ndim == 2 else f"(n, {', '.join(map(str, model.shape))})"
     checked = array("x", x, shape, 2 if x.ndim == 2 else 1 + len(model.shape))
     if checked.shape[1:] not in ((model.dim,), tuple(model.shape)):

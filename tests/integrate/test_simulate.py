@@ -13,7 +13,7 @@ from user_dynamics import closure, double_well, lengthening, swirl, warm
 
 import thermodiff as td
 from thermodiff._check import DivergenceError
-from thermodiff.integrate.simulate import Grid
+from thermodiff.integrate.grid import Grid
 from thermodiff.kernels import philox
 from thermodiff.kernels.jit import LANES
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from user_dynamics import closure, double_well
+from user_dynamics import closure, double_well, dragged
 
 import thermodiff as td
 from thermodiff.kernels.jit import LANES
@@ -168,6 +168,56 @@ def test_statistics_go_on_to_the_same_bits(also: dict, damage: str, tmp_path: Pa
         path = td.simulate(WELL, X0, checkpoint=tmp_path, **given)
     with pytest.raises(ValueError, match=r"holds another run \(it differs in reduce\)"):
         td.simulate(WELL, X0, checkpoint=tmp_path, **given | {"reduce": td.Moments()})
+
+
+class MeanExponential:
+    """Of minus the work at each time, with the heat's mean: Jarzynski's average over more paths than are kept."""
+
+    def of(self, states, work, heat):
+        assert work.shape == heat.shape == states.shape[:2]
+        return np.array([np.exp(-work).sum(axis=1), heat.sum(axis=1), np.full(len(work), work.shape[1])])
+
+    def merge(self, one, two):
+        return one + two
+
+    def result(self, total):
+        return total[:2] / total[2]
+
+
+def test_reducers_may_take_heat_and_work(tmp_path: Path) -> None:
+    process = td.Langevin(dragged, (2.0, 0.7), 0.5, dim=1)
+    given = {"x0": X0, "times": [0.0, 0.4, 1.0], "dt": 0.02, "rng": 5, "heat": True, "work": True, "chunk": 2}
+    path = td.simulate(process, **given)
+    found = td.simulate(process, reduce=MeanExponential(), checkpoint=tmp_path, **given)
+    assert found.heat is None
+    assert found.work is None
+    np.testing.assert_allclose(found.reduced, [np.exp(-path.work).mean(axis=1), path.heat.mean(axis=1)], rtol=1e-12)
+    assert not list(tmp_path.glob("chunk-*"))
+    again = td.simulate(process, reduce=MeanExponential(), **given | {"chunk": 1})
+    np.testing.assert_array_equal(again.reduced, found.reduced)
+    with pytest.raises(ValueError, match="the reducer's `of` takes heat; pass heat=True"):
+        td.simulate(process, reduce=MeanExponential(), **given | {"heat": False})
+
+
+CELL = """
+class Squares:
+    def of(self, states):
+        return (states**2).sum(axis=1)
+    def merge(self, one, two):
+        return one + two
+    def result(self, total):
+        return total
+"""
+
+
+@pytest.mark.parametrize("how", ["fork", "spawn"])
+def test_a_reducer_of_a_notebook_goes_to_processes(how: str) -> None:
+    cell = {"__name__": "__main__"}
+    exec(CELL, cell)
+    whole = td.simulate(WELL, X0, reduce=cell["Squares"](), times=0.1, dt=0.02, rng=5)
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(how)) as executor:
+        path = td.simulate(WELL, X0, reduce=cell["Squares"](), times=0.1, dt=0.02, rng=5, executor=executor, chunk=2)
+    np.testing.assert_array_equal(path.reduced, whole.reduced)
 
 
 def test_a_damaged_chunk_is_computed_again(whole: td.Path, tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import pytest
 
 import thermodiff as td
 from thermodiff._check import DivergenceError, seed_words
-from thermodiff.integrate.simulate import RULES, Grid, _Run
+from thermodiff.integrate.grid import Grid
+from thermodiff.integrate.run import Run
+from thermodiff.integrate.simulate import RULES
 from thermodiff.integrate.stability import _spectral_radius, step_rate
 
 
@@ -105,22 +107,11 @@ def test_where_paths_are_looked_at_changes_nothing() -> None:
     given = {"times": [0.0, 0.37, 1.0], "dt": 1e-3, "rng": 0, "heat": True, "method": "heun"}
     runs = [td.simulate(process, np.zeros((600, 1)), chunk=chunk, **given) for chunk in (1, 3)]
     grid = Grid.of(given["times"], given["dt"], 1)
-    task = _Run(process, grid, process.mix(grid.middles), seed_words(0), RULES["heun"], True, False, None)
+    task = Run(process, grid, process.mix(grid.middles), seed_words(0), RULES["heun"], True, False, None)
     plain, heats, _ = task.states(0, np.zeros((600, 1)), grid, task.mix)
     for path in runs:
         np.testing.assert_array_equal(path.states[:, :, 0], plain[:, 0, :600])
         np.testing.assert_array_equal(path.heat, heats[:, :600])
-
-
-@pytest.mark.parametrize("stops", [[], [3], [1, 2, 5, 6, 7, 14], [0, 15, 99]])
-def test_a_grid_is_cut_at_steps(stops: list[int]) -> None:
-    grid = Grid.of([0.0, 0.5, 1.5], 0.1, 1)
-    fine, kept = grid.cut(np.array(stops, dtype=np.int64))
-    assert fine.counts.sum() == 15
-    assert (fine.counts > 0).all()
-    np.testing.assert_allclose(np.concatenate([[0.0], fine.ends()])[kept], grid.times, rtol=1e-14)
-    begun = np.concatenate([[0], np.cumsum(fine.counts)[:-1]])
-    np.testing.assert_array_equal(begun - fine.skips, np.where(begun < 5, 0, 5))
 
 
 def test_whether_a_function_looks_at_the_time() -> None:

@@ -22,6 +22,8 @@ SEAL = 32
 """Bytes at the end of a chunk's file, which say of which run and which chunk it is, and that it is whole."""
 TOTAL = 2**64 - 1
 """In place of a chunk's number, for what a reducer has so far."""
+PART = 2**62
+"""Added to the number of a chunk that is not finished."""
 PATIENCE = 1.0
 """Seconds between two records of what a reducer has so far, at least."""
 
@@ -105,11 +107,28 @@ class Checkpoint:
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             return dict(stored)
 
+    def _part(self, k: int) -> Path:
+        return self.directory / f"part-{k:07d}.npz"
+
+    def part(self, k: int) -> dict[str, np.ndarray] | None:
+        """How far a chunk is that is not finished; None where nothing is known of it."""
+        content = self._read(self._part(k), PART + k) if self._part(k).exists() else None
+        if content is None:
+            return None
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            return dict(stored)
+
+    def save_part(self, k: int, way: dict[str, np.ndarray]) -> None:
+        """Write how far a chunk is."""
+        self._write(self._part(k), PART + k, _stored(way))
+
+    def drop_part(self, k: int) -> None:
+        """Forget how far a chunk was: it is finished."""
+        self._part(k).unlink(missing_ok=True)
+
     def save(self, k: int, piece: dict[str, np.ndarray]) -> None:
         """Write a finished chunk; half a file is never seen."""
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **piece)
-        self._write(self._file(k), k, buffer.getvalue())
+        self._write(self._file(k), k, _stored(piece))
 
     def total(self) -> Total | None:
         """What the reducer had; None where it had nothing, or, with a warning, where its file is damaged.
@@ -176,6 +195,12 @@ class Checkpoint:
         digest.update(k.to_bytes(8, "little"))
         digest.update(content)
         return digest.digest()
+
+
+def _stored(arrays: dict[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
 
 
 def _record(manifest: Path) -> dict[str, Any] | None:

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from thermodiff._check import choice, points, time_within
-from thermodiff._progress import Progress, reporting
+from thermodiff._progress import Progress, Report, reporting
 from thermodiff.diffusion import Diffusion
-from thermodiff.integrate import adaptive
+from thermodiff.integrate import adaptive, dense
 from thermodiff.integrate.solve import require_diffusion
 
 FloatArray = npt.NDArray[np.float64]
@@ -41,8 +41,11 @@ def log_prob(
 
     The flow starts beyond the data edge of the schedule's window, where the smoothing of p_0 is below rounding for the
     narrowest component, so nothing is left to account for; a point cloud has no density without smoothing and needs
-    ``t > 0``.  The 256 paths of a block share their steps, so to the tolerance (and no further) the value at one point
-    depends on those beside it.
+    ``t > 0``.  Up to 256 paths share their steps, so to the tolerance (and no further) the value at one point depends on
+    those beside it.
+
+    Mixtures with full covariances in many dimensions are carried by products of matrices, see `thermodiff.integrate.dense`,
+    unless there are so many points that the compiled flow is faster.
 
     Parameters
     ----------
@@ -55,11 +58,12 @@ def log_prob(
         Tolerances of a step, in nats: the volume may err by ``atol + rtol max(1, |its logarithm|)`` and a coordinate by
         ``atol + rtol`` of the narrowest width of p_t.
     method : {"dopri5"}
-        Dormand and Prince's pair of order 5(4), with steps in log-SNR.
+        Dormand and Prince's pair of order 5(4), with steps in log-SNR; by products of matrices, theirs of order 8(5, 3).
     prior : {"marginal", "equilibrium"}
         Density at the noise end of the window: the exact p_T, or the equilibrium that a sampler starts from.
     executor, chunk
-        Where to run, and blocks of 256 points per task; neither changes a bit of the result.
+        Where to run, and blocks of 256 points per task; neither changes a bit of the result.  (Products of matrices do, by
+        rounding, where a worker's BLAS has another number of threads.)
     progress : callable, False or None
         Called as ``progress(done, tasks)``.  By default a run of more than two seconds in a terminal shows a bar.
 
@@ -92,11 +96,27 @@ def log_prob(
     start = np.concatenate([factor * x.T, np.zeros((1, x.shape[0]))])
     volume = np.full(x.shape[0], system.dim * np.log(factor))
     if high > low:
-        narrow = float(system.data.parts().variances.min())
         with reporting(progress, "log_prob") as report:
-            start = adaptive.flow(system, start, np.array([high, low]), rtol, atol, executor, chunk, narrow, report)[1]
+            start = _flow(system, start, (high, low), rtol, atol, executor, chunk, report)
         volume += start[-1]
     return volume + _prior(system, prior, np.ascontiguousarray(start[:-1].T), low)
+
+
+def _flow(
+    system: Diffusion,
+    start: FloatArray,
+    span: tuple[float, float],
+    rtol: float,
+    atol: float,
+    executor: Executor | None,
+    chunk: int | None,
+    report: Report,
+) -> FloatArray:
+    part = system.data.parts()
+    if dense.suits(part, start.shape[1]):
+        return dense.flow(system, start, span, rtol, atol, executor, chunk, report)
+    narrow = float(part.variances.min())
+    return adaptive.flow(system, start, np.array(span), rtol, atol, executor, chunk, narrow, report)[1]
 
 
 def _stretch(system: Diffusion, t: float) -> tuple[float, float, float]:

@@ -20,8 +20,9 @@ class Reducer(Protocol):
     """What ``simulate(..., reduce=)`` takes; any object with these three methods.
 
     ``of`` is called with the states (T, m, d) of a block of at most 256 paths, where the block was computed (paths that
-    left the finite numbers are left out); ``merge``
-    combines two of its results, always in the order of the paths; ``result`` makes the answer of the last.
+    left the finite numbers are left out); ``merge`` combines two of its results, always in the order of the paths;
+    ``result`` makes the answer of the last.  Where ``of`` has arguments called ``heat`` or ``work``, it gets these too,
+    (T, m) each, of runs with ``heat=True`` or ``work=True``.
     """
 
     def of(self, states: FloatArray) -> Any: ...

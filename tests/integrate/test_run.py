@@ -1,0 +1,54 @@
+"""The tasks of a run; what comes of them is in test_simulate, and of stretches in test_pieces."""
+
+import pickle
+
+import numpy as np
+import pytest
+from user_dynamics import double_well
+
+import thermodiff as td
+from thermodiff._check import seed_words
+from thermodiff.integrate import run
+from thermodiff.integrate.grid import Grid
+from thermodiff.integrate.run import Run, reduced_also
+from thermodiff.kernels import langevin
+
+
+def made(times, dt: float, reduce=None, diffusivity=0.5) -> Run:
+    process, grid = td.Langevin(double_well, (1.0,), diffusivity, dim=1), Grid.of(times, dt, 1)
+    mix = process.mix(grid.middles if callable(diffusivity) else grid.times[:1])
+    return Run(process, grid, mix, seed_words(0), langevin.EULER, False, False, reduce)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 40, 1000])
+@pytest.mark.parametrize("times", [1.0, [0.0, 0.31, 0.4, 1.0]])
+def test_stretches_hold_all_steps_once(times, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "STRETCH", 256 * steps)
+    whole = made(times, 0.01, diffusivity=lambda t: 1.0 + t)
+    stretches, rows = whole.stretches()
+    total = int(whole.grid.counts.sum())
+    assert len(stretches) == -(-total // steps)
+    sizes = [int(stretch.grid.counts.sum()) for stretch in stretches]
+    assert sum(sizes) == total
+    assert max(sizes) - min(sizes) <= 1
+    assert [stretch.step for stretch in stretches] == list(np.cumsum([0, *sizes[:-1]]))
+    np.testing.assert_array_equal(np.concatenate([stretch.mix for stretch in stretches]), whole.mix)
+    ends = np.concatenate([whole.grid.times[:1], *(stretch.grid.ends() for stretch in stretches)])
+    np.testing.assert_allclose(ends[rows], whole.grid.times, rtol=1e-14)
+
+
+def test_what_a_reducer_takes() -> None:
+    class Works(td.Moments):
+        def of(self, states, work):
+            return work
+
+    assert reduced_also(None) == reduced_also(td.Moments()) == ()
+    assert reduced_also(Works()) == ("work",)
+
+
+def test_a_task_survives_pickling() -> None:
+    given = slice(0, 300), np.zeros((300, 1))
+    for task in (made(0.1, 0.01), made(0.1, 0.01, td.Moments())):
+        one, two = task(given), pickle.loads(pickle.dumps(task))(given)
+        assert one.keys() == two.keys()
+        np.testing.assert_array_equal(one["lost"], two["lost"])

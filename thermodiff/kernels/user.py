@@ -61,13 +61,19 @@ def field(x, row, params, out):
     for lane in range(LANES):
         for i in range(dim):
             point[i], slope[i] = x[i, lane], 0.0
-        try:
-            function(point, t, slope{given})
-        except Exception:
-            slope[:] = np.nan
+        guarded(point, t, slope{given})
         for i in range(dim):
             out[i, lane] = slope[i]
 """
+
+_GUARDED = """
+def guarded(point, t, slope{given}):
+    try:
+        function(point, t, slope{given})
+    except Exception:
+        slope[:] = np.nan
+"""
+"""Around a filling function.  A function of its own: within a loop, Numba on Python 3.13 catches the first error only."""
 
 
 class UserFunctionError(TypeError):
@@ -90,6 +96,9 @@ def lane_field(function: Callable[..., Any], dim: int, parameters: int, kind: st
         "dual": dual.dual,
     }
     source = _source(dim, parameters, kind)
+    if kind == "filled":
+        exec(_GUARDED.format(given="".join(f", p{j}" for j in range(parameters))), scope)
+        scope["guarded"] = numba.njit(**_OPTIONS)(scope["guarded"])
     try:
         dispatcher = _made(source, scope)
         if kind != "filled" and _may_raise(dispatcher):

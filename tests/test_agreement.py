@@ -99,11 +99,28 @@ def flat(x, t):
     return 3.0
 
 
+def of_a_lattice(x, t):
+    return 1e-12 * math.cos(2.0 * math.pi * x[0] / 532e-9) + math.cos(2.0 * math.pi * x[1] / 1e-6)
+
+
+def below_the_last_digit(x, t):
+    return math.sqrt(x[0] ** 2 + 1e16) - 1e8 + x[1]
+
+
+SINES = np.sin(np.linspace(0.0, 10.0, 101)).astype(np.float32)
+
+
+def of_a_rough_table(x, t):
+    place = x[0] / 0.1
+    i = int(place)
+    return (-x[0] + SINES[i] * (1.0 - place + i) + SINES[i + 1] * (place - i), x[1])
+
+
 @pytest.mark.parametrize(
     "field",
     [
-        *(td.drift(function) for function in (rough, narrow, large)),
-        *(td.potential(function) for function in (kinked, steep, flat)),
+        *(td.drift(function) for function in (rough, narrow, large, of_a_rough_table)),
+        *(td.potential(function) for function in (kinked, steep, flat, of_a_lattice, below_the_last_digit)),
         closure(0.5),
     ],
 )
@@ -134,6 +151,7 @@ def test_values_and_slopes_are_told_apart_where_they_differ() -> None:
     assert slope_disagreement(energy, lambda x, t: np.sin(x), 4) is None
     assert slope_disagreement(energy, lambda x, t: 1.1 * np.sin(x), 4) is not None
     assert slope_disagreement(energy, lambda x, t: np.sin(x) * np.nan, 4) is not None
+    assert slope_disagreement(energy, lambda x, t: 0.0 * x, 4) is not None
 
 
 def test_the_points_are_of_all_sizes() -> None:

@@ -71,20 +71,19 @@ def slope_disagreement(plain: Function, compiled: Function, dim: int) -> Differe
     def differ(x: FloatArray, t: float, found: FloatArray) -> FloatArray | None:
         direction, length = np.cos(1.0 + np.arange(x.size)), 1.0 + np.abs(x).max()
         slopes, size = [], 0.0
-        for width in (1e-4 * length, 3e-5 * length):
+        for width in (1e-4 * length, 3e-5 * length, 1.3e-5 * length):
             ends = [_quietly(plain, x + sign * width * direction, t) for sign in (1.0, -1.0)]
             if ends[0] is None or ends[1] is None:
                 return None
             slopes.append(float(ends[1] - ends[0]) / (2.0 * width))
             size = max(size, abs(float(ends[0])))
-        own, noise = float(found @ direction), 1e-16 * size / (3e-5 * length)
-        scale = abs(slopes[1]) + np.abs(found * direction).sum()
-        if not math.isfinite(own):
-            return np.array(slopes[1])
-        # Where two quotients differ there is a kink, or nothing to be learned.
-        smooth = abs(slopes[0] - slopes[1]) < 0.1 * CLOSE_SLOPE * scale + 10.0 * noise
-        far = abs(own - slopes[1]) > CLOSE_SLOPE * scale + 1e3 * noise + 1e-9
-        return np.array(slopes[1]) if smooth and far else None
+        own, noise = float(found @ direction), 1e-16 * size / (1e-5 * length)
+        slope, spread = np.abs(slopes).max(), np.ptp(slopes)
+        # Where quotients differ there is a kink, or a wave that is shorter than they are wide; of 0 there is no telling.
+        if slope == 0.0 or spread > 0.1 * CLOSE_SLOPE * slope or 1e3 * noise > CLOSE_SLOPE * slope:
+            return None
+        far = not math.isfinite(own) or abs(own - slopes[2]) > CLOSE_SLOPE * (slope + np.abs(found * direction).sum())
+        return np.array(slopes[2]) if far else None
 
     return _first(compiled, differ, dim)
 
@@ -103,10 +102,14 @@ def _first(compiled: Function, differ: Callable[[FloatArray, float, FloatArray],
 
 
 def _quietly(plain: Function, x: FloatArray, t: float) -> Any:
-    """What a call gives; None where it ends in an error, or is not finite and real."""
+    """What a call gives; None where it ends in an error, or is not finite, real and of full precision."""
     with np.errstate(all="ignore"):
         try:
-            value = np.asarray(plain(x, t), dtype=np.float64)
+            given = plain(x, t)
+            value = np.asarray(given, dtype=np.float64)
         except Exception:
             return None
-    return value if np.all(np.isfinite(value)) else None
+    entries = given if isinstance(given, tuple) else (given,)
+    # A table in float32 makes Python's values so; compiled they are float64.
+    rough = any(getattr(entry, "dtype", value.dtype).itemsize < 8 for entry in entries)
+    return value if np.all(np.isfinite(value)) and not rough else None

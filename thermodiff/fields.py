@@ -218,7 +218,7 @@ class Field:
 
 
 def _shown(values: FloatArray) -> str:
-    return np.array2string(values, precision=6, threshold=6)
+    return np.array2string(values, precision=9, threshold=6)
 
 
 def _is_number(value: Any) -> bool:

@@ -41,12 +41,22 @@ def test_noise_alone_is_not_counted_twice(nodes: int) -> None:
     assert 0.85 < rms(off / told) < 1.15
 
 
-@pytest.mark.parametrize("nodes", [24, 32])
-def test_an_analytic_course_has_the_small_error_that_it_has(nodes: int) -> None:
+@pytest.mark.parametrize("nodes", [32, 64])
+def test_an_analytic_course_has_a_small_error(nodes: int) -> None:
+    """More than it has, for coefficients that fall are not continued: a small step on it would be lost so."""
     off, told = trials(lambda lam, place: 0.05 / (1.0 + np.exp(lam - place)) ** 2, nodes)
-    assert rms(off) < 3.0 * rms(told) < 200.0 * rms(off)
+    assert rms(off) <= rms(told) + 1e-12
+    assert rms(told) < 1e-4
     off, told = trials(lambda lam, place: 0.05 / (1.0 + np.exp(lam - place)) ** 2, nodes, 1e-4)
     assert 0.75 < rms(off / told) < 1.25
+
+
+@pytest.mark.parametrize("nodes", [32, 64])
+def test_bands_and_steps_on_smooth_ground(nodes: int) -> None:
+    off, told = trials(lambda lam, place: 0.09 * (np.abs(lam - place) < 1.5), nodes)
+    assert rms(off) < 1.3 * rms(told)
+    off, told = trials(lambda lam, place: (0.5 / np.cosh(0.5 * lam) + 0.1 * (lam > place)) ** 2, nodes)
+    assert rms(off / told) < 1.5
 
 
 def test_waves_that_are_too_short_are_noticed() -> None:

@@ -120,6 +120,20 @@ def test_an_arc_of_a_ring() -> None:
         first_passage(process, np.full((3, 1), 2.5), low=0.5, high=2.0, t_max=50.0, dt=0.5, rng=1)
 
 
+@pytest.mark.parametrize("start", [-0.9, 0.9, 1.1])
+def test_an_arc_through_the_seam(start: float) -> None:
+    """From 0.5 up through 1 = -1 to -0.7: 0.8 long."""
+    x = (start - 0.5) % 2.0
+    found = first_passage(
+        walled("periodic", -1.0, 1.0), np.full((N, 1), start), low=0.5, high=-0.7, t_max=50.0, dt=0.1, rng=1
+    )
+    assert deviation(found.times, x * (0.8 - x)) < 4.0
+    assert deviation(found.sides == 1, x / 0.8) < 4.0
+    np.testing.assert_allclose(found.states[:, 0], np.where(found.sides == 1, -0.7, 0.5), rtol=1e-14)
+    with pytest.raises(ValueError, match="give low above high for the arc through the seam"):
+        first_passage(walled("periodic", -1.0, 1.0), np.full((3, 1), 0.9), low=-0.7, high=0.5, t_max=50.0, dt=0.1)
+
+
 def test_other_coordinates_stay_between_their_walls() -> None:
     """Beside the watched one, whose times they do not touch."""
     walls = {1: ("reflecting", -0.2, 0.3)}

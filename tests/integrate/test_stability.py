@@ -11,7 +11,7 @@ from thermodiff._check import DivergenceError, seed_words
 from thermodiff.integrate.grid import Grid
 from thermodiff.integrate.run import Run
 from thermodiff.integrate.simulate import RULES
-from thermodiff.integrate.stability import _spectral_radius, step_rate
+from thermodiff.integrate.stability import _spectral_radius, growth, step_rate
 
 
 @td.drift
@@ -80,6 +80,46 @@ def test_no_false_alarm(process: td.Langevin, start: list[float], dt: float) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         td.simulate(process, np.tile(start, (100, 1)), 1.0, dt, rng=0)
+
+
+@td.drift
+def turning(x, t, a, omega):
+    return -a * x[0] + omega * x[1], -a * x[1] - omega * x[0]
+
+
+@td.drift
+def position_and_velocity(x, t, k, g):
+    return x[1], -k * x[0] - g * x[1]
+
+
+@pytest.mark.parametrize(
+    ("process", "dt"),
+    [
+        (td.Langevin(turning, (1.0, 20.0), 0.1, dim=2), 0.02),
+        (td.Langevin(turning, (1.0, 20.0), 0.1, dim=2), 0.004),
+        (td.Langevin(position_and_velocity, (100.0, 0.5), [0.0, 0.5], dim=2), 0.01),
+        (td.Langevin(position_and_velocity, (100.0, 0.5), [0.0, 0.5], dim=2), 0.002),
+        (td.Langevin(position_and_velocity, (100.0, 0.0), [0.0, 1e-9], dim=2), 0.002),
+    ],
+)
+def test_a_spiral_that_a_rule_turns_outwards(process: td.Langevin, dt: float) -> None:
+    """Euler's rule, by factors of 1.6 to 1e23 in the variance; Heun's is fine with the smaller ones."""
+    with pytest.warns(RuntimeWarning, match=r'too large for the rotation in this drift: .* or method="heun"'):
+        td.simulate(process, np.zeros((300, 2)), [0.0, 5.0, 20.0], dt, rng=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        td.simulate(process, np.zeros((300, 2)), [0.0, 5.0, 20.0], min(dt, 0.004), rng=0, method="heun")
+        td.simulate(process, np.zeros((300, 2)), [0.0, 0.01], dt / 20.0, rng=0)
+
+
+def test_the_growth_of_a_rotation_is_that_of_the_rule() -> None:
+    process, x = td.Langevin(turning, (1.0, 20.0), 0.1, dim=2), np.ones((3, 2))
+    for h in (0.004, 0.02):
+        factor = abs(1.0 + h * (-1.0 + 20.0j))
+        assert growth(process, x, 0.0, h, "euler", np.inf) == pytest.approx(np.log(factor) / h + 1.0, rel=1e-6)
+    assert abs(growth(process, x, 0.0, 0.004, "heun", np.inf)) < 0.1
+    assert growth(td.Langevin(turning, (-1.0, 20.0), 0.1, dim=2), x, 0.0, 0.004, "euler", np.inf) == 0.0
+    assert growth(td.Langevin(turning, (1.0, 0.0), 0.1, dim=2), x, 0.0, 0.1, "euler", np.inf) == 0.0
 
 
 @td.drift

@@ -9,6 +9,7 @@ import numpy as np
 
 from thermodiff.accounting.estimate import Estimate
 from thermodiff.accounting.ledger import Ledger, standard_error
+from thermodiff.accounting.unresolved import unresolved
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,15 @@ def _node_error_of_ratio(learned: Ledger, exact: Ledger, value: float) -> float:
 
 
 def _unresolved(one: Ledger, one_row: str, two: Ledger, two_row: str) -> float:
-    """What the nodes miss of the course of networks, which is not the same for two of them."""
-    return float(np.hypot(one.unresolved.get(one_row, 0.0), two.unresolved.get(two_row, 0.0)))
+    """What the nodes miss of the course of networks, which is not the same for two of them.
+
+    The noise of pairs cancels, so that it is at most what their difference shows.
+    """
+    both = float(np.hypot(one.unresolved.get(one_row, 0.0), two.unresolved.get(two_row, 0.0)))
+    if both == 0.0 or one_row not in one.rates or two_row not in two.rates:
+        return both
+    curve = one.rates[one_row] - two.rates[two_row]
+    return min(both, unresolved(one.lam, one.weights, one.window, curve, np.zeros(curve.size)))
 
 
 def _err_alike(one: Ledger, two: Ledger) -> bool:

@@ -82,7 +82,8 @@ def first_passage(
     close the levels, and for others it is of first order in ``dt``.
 
     A mirror on the far side of a single level turns the path back, exactly in the same sense.  On a ring a single level is
-    reached from both sides, and two levels are the ends of the arc on which the paths start.
+    reached from both sides, and two levels are the ends of the arc from ``low`` up to ``high`` on which the paths start,
+    through the seam where ``high`` is the lower number.
 
     Parameters
     ----------
@@ -129,7 +130,8 @@ def first_passage(
     warn_of_oblique_mirrors(process, mix[0], stacklevel=2)
     run = _Run(process, mix, key, t0, h, steps, coordinate, levels)
     some = sampled(len(x0), MOST_PATHS)
-    warned = warn_if_too_large(process, [(t0, h, levels.ringed(x0[some], coordinate))], stacklevel=2)
+    how_long: dict[str, Any] = {"rule": "passage", "duration": t_max - t0}
+    warned = warn_if_too_large(process, [(t0, h, levels.ringed(x0[some], coordinate))], **how_long, stacklevel=2)
     size = (blocks_per_task(len(x0), steps * process.dim) if chunk is None else count("chunk", chunk)) * LANES
     parts = [slice(first, min(first + size, len(x0))) for first in range(0, len(x0), size)]
     pieces = []
@@ -152,7 +154,7 @@ def first_passage(
     times[lost], sides[lost] = np.nan, 0
     if not warned:
         end = float(np.clip(np.nanmedian(times[some]), t0, t_max)) if not lost[some].all() else t_max
-        warn_if_too_large(process, [(end, h, states[some])], stacklevel=2)
+        warn_if_too_large(process, [(end, h, states[some])], **how_long, stacklevel=2)
     return Passage(times, sides, states, (int(key[0]), int(key[1])), lost if on_divergence == "mark" else None)
 
 
@@ -174,8 +176,8 @@ class Levels:
 
     @classmethod
     def of(cls, low: Any, high: Any, wall: FloatArray) -> Levels:
-        low, high = _levels(low, high)
         kind, bottom, top = int(wall[0]), float(wall[1]), float(wall[2])
+        low, high = _levels(low, high, around=kind == langevin.PERIODIC)
         free = np.zeros(3)
         if kind == langevin.FREE:
             return cls(low, high, None, 0, free)
@@ -185,7 +187,8 @@ class Levels:
         both = np.isfinite(low) and np.isfinite(high)
         if kind == langevin.PERIODIC:
             if both:
-                return cls(low, high, None, 0, wall)
+                # The arc from low up to high, through the seam where high is below.
+                return cls(low, high if low < high else high + top - bottom, None, 0, wall)
             only, length = (high, top - bottom) if np.isinf(low) else (low, top - bottom)
             return cls(only - length, only, only, 0, wall) if np.isinf(low) else cls(only, only + length, only, 0, wall)
         if both:
@@ -215,7 +218,10 @@ class Levels:
         x = x0[:, coordinate]
         outside = int(np.count_nonzero((x <= self.low) | (x >= self.high)))
         if outside:
-            raise ValueError(f"{outside} of {len(x0)} paths start at or beyond a level; start them strictly between.")
+            through = ", or give low above high for the arc through the seam" if self.ring and self.only is None else ""
+            raise ValueError(
+                f"{outside} of {len(x0)} paths start at or beyond a level; start them strictly between{through}."
+            )
         return x0
 
     def ringed(self, x: FloatArray, coordinate: int) -> FloatArray:
@@ -229,19 +235,22 @@ class Levels:
     def touched(self, sides: npt.NDArray[np.int64], x: FloatArray) -> tuple[npt.NDArray[np.int64], FloatArray]:
         """Sides as they are told, and the watched coordinate, at its level where one was touched."""
         level = np.where(sides > 0, self.high, self.low) if self.only is None else self.only
+        if self.ring:
+            level = np.where(level > self.wall[2], level - (self.wall[2] - self.wall[1]), level)
         told = sides if self.side == 0 else np.abs(sides) * self.side
         return told, np.where(sides != 0, level, self.ringed(x[:, None], 0)[:, 0])
 
 
-def _levels(low: Any, high: Any) -> tuple[float, float]:
-    """The levels as numbers; infinite where there is none."""
+def _levels(low: Any, high: Any, *, around: bool) -> tuple[float, float]:
+    """The levels as numbers; infinite where there is none.  ``around`` a ring the upper one may be below the other."""
     low, high = (
         float(value) if isinstance(value, Real) and value in (-np.inf, np.inf) else finite_number(name, value)
         for name, value in (("low", low), ("high", high))
     )
-    if not low < high or (np.isinf(low) and np.isinf(high)):
+    ordered = low < high or (around and low != high and np.isfinite(low) and np.isfinite(high))
+    if not ordered or (np.isinf(low) and np.isinf(high)):
         raise ValueError(f"low and high must leave an interval with at least one end, got ({low:g}, {high:g}).")
-    if high - low < CLOSEST:
+    if abs(high - low) < CLOSEST:
         raise ValueError(f"low and high are {high - low:g} apart, which float64 cannot square; choose larger units.")
     return low, high
 

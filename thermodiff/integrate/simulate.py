@@ -148,7 +148,8 @@ def simulate(
         key = saved.key
     run = Run(process, grid, mix, key, RULES[rule], heat, work, reduce)
     begin = float(grid.times[0]), float(grid.widths[0]), x0[sampled(len(x0), MOST_PATHS)]
-    warned = rule == "exact" or warn_if_too_large(process, [begin], stacklevel=2)
+    how_long: dict[str, Any] = {"rule": rule, "duration": float(grid.times[-1] - grid.times[0])}
+    warned = rule == "exact" or warn_if_too_large(process, [begin], **how_long, stacklevel=2)
     size = per_task * LANES
     ranges = [slice(first, min(first + size, len(x0))) for first in range(0, len(x0), size)]
     kept = Kept.made((len(grid.times), *x0.shape), size, also, reduce, out)
@@ -162,7 +163,7 @@ def simulate(
         for k, (part, piece) in enumerate(zip(ranges, found, strict=True)):
             seen = piece.pop("seen", None)
             if seen is not None and not warned:
-                warned = warn_if_too_large(process, seen, stacklevel=2)
+                warned = warn_if_too_large(process, seen, **how_long, stacklevel=2)
             kept.put(part, piece)
             if saved is not None and "reduced" in piece and (k + 1 == len(ranges) or saved.due()):
                 saved.save_total(kept.total(k + 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 
@@ -19,6 +20,12 @@ MOST_TIMES = 8
 LARGEST = 1.0
 """Of h times the rate of the drift, at most paths; at a single one twice that, where Euler's rule turns unstable."""
 _SQUARINGS = 5
+LARGEST_GROWTH = 0.25
+"""Of what a rule adds to the growth of a rotating mode, beside its decay: a variance that is a third too large."""
+ORDERS = {"euler": 1, "milstein": 1, "heun": 2, "weak2": 2, "rk4": 4}
+"""Powers in the factor by which a step multiplies a mode."""
+MOST_MODES = 16
+"""Coordinates up to which modes are looked for."""
 MOST_JACOBIAN = 64
 """Coordinates up to which whole Jacobians are made."""
 _ROUNDS = 24
@@ -29,7 +36,14 @@ def sampled(count: int, most: int) -> npt.NDArray[np.intp]:
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.intp))
 
 
-def warn_if_too_large(process: Langevin, states: Iterable[tuple[float, float, FloatArray]], *, stacklevel: int) -> bool:
+def warn_if_too_large(
+    process: Langevin,
+    states: Iterable[tuple[float, float, FloatArray]],
+    *,
+    rule: str = "euler",
+    duration: float = np.inf,
+    stacklevel: int,
+) -> bool:
     """Warn where a step h from states x (n, d) at time t, given as (t, h, x), is too large; once, for the largest excess.
 
     Returns
@@ -37,18 +51,53 @@ def warn_if_too_large(process: Langevin, states: Iterable[tuple[float, float, Fl
     bool
         Whether it was.
     """
-    found = [(step_rate(process, x, t, h), h, t) for t, h, x in states]
-    rate, h, t = max(found, default=(0.0, 0.0, 0.0))
-    if rate <= LARGEST:
+    states = list(states)
+    rate, h, t = max([(step_rate(process, x, t, h), h, t) for t, h, x in states], default=(0.0, 0.0, 0.0))
+    if rate > LARGEST:
+        # Two half steps of dx/dt = -k x differ from one by h k / 4 of its length.
+        warnings.warn(
+            f"the step {h:.3g} is too large for this drift: two half steps differ from it by {25.0 * rate:.0f} % of its "
+            f"length at t = {t:.3g}; use a smaller dt.",
+            RuntimeWarning,
+            stacklevel=stacklevel + 1,
+        )
+        return True
+    found = [(growth(process, x, t, h, rule, duration), h, t) for t, h, x in states]
+    share, h, t = max(found, default=(0.0, 0.0, 0.0))
+    if share <= LARGEST_GROWTH:
         return False
-    # Two half steps of dx/dt = -k x differ from one by h k / 4 of its length.
+    cure = 'use a smaller dt, or method="heun"' if rule == "euler" else "use a smaller dt"
     warnings.warn(
-        f"the step {h:.3g} is too large for this drift: two half steps differ from it by {25.0 * rate:.0f} % of its "
-        f"length at t = {t:.3g}; use a smaller dt.",
+        f"the step {h:.3g} is too large for the rotation in this drift: the rule adds a growth of {100.0 * share:.0f} % of "
+        f"the rate at which it decays, or over the run, at t = {t:.3g}; {cure}.",
         RuntimeWarning,
         stacklevel=stacklevel + 1,
     )
     return True
+
+
+def growth(process: Langevin, x: FloatArray, t: float, h: float, rule: str, duration: float) -> float:
+    """What a step rule adds to the growth of rotating modes that do not grow, beside their decay or 1 / ``duration``.
+
+    A step multiplies a mode of rate k by R(h k).  Euler's 1 + h k is longer than exp(h k) by h^2 (Im k)^2 / 2: where that
+    passes the decay a spiral turns outwards, however small h k is.  The median over the points.
+    """
+    if not 2 <= process.dim <= MOST_MODES:
+        return 0.0
+    with np.errstate(all="ignore"):
+        jacobian = _jacobian(process, x, t, h)[0]
+        jacobian = jacobian[np.isfinite(jacobian).all(axis=(1, 2))]
+        if not len(jacobian):
+            return 0.0
+        rates = np.linalg.eigvals(jacobian)
+        z = h * rates
+        factor = 1.0 + z
+        for k in range(2, ORDERS.get(rule, 1) + 1):
+            factor = factor + z**k / math.factorial(k)
+        added = (np.log(np.abs(factor)) - z.real) / h
+        turning = (np.abs(rates.imag) > 1e-6 * np.abs(rates)) & (rates.real <= 0.0)
+        share = np.where(turning, added / np.maximum(-rates.real, 1.0 / duration), 0.0).max(axis=1)
+    return float(np.median(share)) if np.all(np.isfinite(share)) else 0.0
 
 
 def step_rate(process: Langevin, x: FloatArray, t: float, h: float) -> float:
@@ -58,23 +107,34 @@ def step_rate(process: Langevin, x: FloatArray, t: float, h: float) -> float:
     in the drift is not stiff where the noise passes over it.  Points where anything is not finite are left out.
     """
     with np.errstate(all="ignore"):
-        x = x[np.isfinite(x).all(axis=1)]
-        slope = process.force(x, t) if len(x) else x
-        x, slope = (values[np.isfinite(slope).all(axis=1)] for values in (x, slope))
-        n, dim = x.shape
-        if n == 0:
-            return 0.0
-        reach = np.sqrt(np.mean((h * slope) ** 2, axis=0)) + np.sqrt(h) * _noise_width(process, x, t)
-        reach = np.where(np.isfinite(reach) & (reach > 0.0), reach, 1e-6 * (1.0 + np.abs(x).max(axis=0)))
-        if dim > MOST_JACOBIAN:
-            radius = h * _growth(process, x, t, slope, reach)
+        if process.dim > MOST_JACOBIAN:
+            radius = h * _growth(process, *_near(process, x, t, h))
         else:
-            moved = (x[:, None] + reach * np.eye(dim)).reshape(n * dim, dim)
-            # Entry [n, j, i] is the derivative of f_i by x_j.
-            jacobian = (process.force(moved, t).reshape(n, dim, dim) - slope[:, None]) / reach[:, None]
-            radius = h * _spectral_radius(jacobian)
+            jacobian, n = _jacobian(process, x, t, h)
+            radius = h * _spectral_radius(jacobian) if n else np.zeros(0)
     radius = radius[np.isfinite(radius)]
     return max(float(np.median(radius)), 0.5 * float(radius.max())) if radius.size else 0.0
+
+
+def _near(process: Langevin, x: FloatArray, t: float, h: float) -> tuple[FloatArray, float, FloatArray, FloatArray]:
+    """Points and slopes where both are finite, with the time, and how far a step reaches in each coordinate."""
+    x = x[np.isfinite(x).all(axis=1)]
+    slope = process.force(x, t) if len(x) else x
+    x, slope = (values[np.isfinite(slope).all(axis=1)] for values in (x, slope))
+    if not len(x):
+        return x, t, slope, np.ones(process.dim)
+    reach = np.sqrt(np.mean((h * slope) ** 2, axis=0)) + np.sqrt(h) * _noise_width(process, x, t)
+    return x, t, slope, np.where(np.isfinite(reach) & (reach > 0.0), reach, 1e-6 * (1.0 + np.abs(x).max(axis=0)))
+
+
+def _jacobian(process: Langevin, x: FloatArray, t: float, h: float) -> tuple[FloatArray, int]:
+    """Jacobians (n, d, d) of the drift over the width of a step, and n; entry [n, j, i] is the derivative of f_i by x_j."""
+    x, t, slope, reach = _near(process, x, t, h)
+    n, dim = x.shape
+    if not n:
+        return np.zeros((0, dim, dim)), 0
+    moved = (x[:, None] + reach * np.eye(dim)).reshape(n * dim, dim)
+    return (process.force(moved, t).reshape(n, dim, dim) - slope[:, None]) / reach[:, None], n
 
 
 def _noise_width(process: Langevin, x: FloatArray, t: float) -> FloatArray:

@@ -25,6 +25,7 @@ from thermodiff._check import DivergenceError, choice, count, seed_words
 from thermodiff.accounting import Ledger
 from thermodiff.accounting.ledger import standard_error
 from thermodiff.accounting.nodes import gauss_legendre
+from thermodiff.accounting.unresolved import unresolved
 from thermodiff.densities import Samples
 from thermodiff.learned.field import DRAWN_TOGETHER, Field
 from thermodiff.learned.images import plain_array
@@ -120,6 +121,7 @@ def mutual_information(
         key=(int(key[0]), int(key[1])),
         about={**model.about, "conditional": type(conditional).__name__},
         clusters=points,
+        unresolved={name: unresolved(node_lam, weights, window, rates[k], errors[k]) for k, name in enumerate(ROWS)},
     )
 
 

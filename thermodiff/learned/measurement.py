@@ -145,12 +145,20 @@ def _unseen(model: LearnedDiffusion, held_out: Any) -> LearnedDiffusion:
 def _convergence(model: LearnedDiffusion, fine: Ledger, coarse: Ledger) -> dict[str, Estimate]:
     """Fine less coarse, by row; point by point where both used all the points."""
     if not isinstance(model.data, Samples) or fine.sample_count < len(model.data.points):
-        return {row: fine.total(row) - coarse.total(row) for row in fine.samples}
+        # What the ledgers say of the course of the network is what is asked here.
+        return {row: _mean(fine, row) - _mean(coarse, row) for row in fine.samples}
     gaps = {}
     for row in fine.samples:
         means = [_by_point(model.data, ledger, row) for ledger in (fine, coarse)]
         gaps[row] = Estimate(float(np.mean(means[0] - means[1])), standard_error(means[0] - means[1], None))
     return gaps
+
+
+def _mean(ledger: Ledger, row: str) -> Estimate:
+    """A row with the error of its draws, and of its nodes as far as the law tells it."""
+    values = ledger.samples[row]
+    error = np.hypot(standard_error(values, ledger.clusters), ledger.quadrature.get(row, 0.0))
+    return Estimate(float(np.mean(values)), float(error))
 
 
 def _by_point(data: Samples, ledger: Ledger, row: str) -> FloatArray:
@@ -210,6 +218,7 @@ def gaussian_part(model: LearnedDiffusion, ledger: Ledger) -> tuple[Estimate, Es
     neural = ledger.samples["neural"]
     order = data.order(np.array(ledger.key, dtype=np.uint32), neural.size)
     error = float(np.hypot(_error_less(neural, order, found.influence), found.bias))
+    error = float(np.hypot(error, ledger.unresolved.get("neural", 0.0)))
     return found.estimate, Estimate(total.value - found.value, error)
 
 

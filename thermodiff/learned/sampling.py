@@ -23,6 +23,7 @@ import numpy.typing as npt
 from thermodiff._check import DivergenceError, choice, count, seed_words
 from thermodiff.accounting import Ledger
 from thermodiff.accounting.nodes import gauss_legendre
+from thermodiff.accounting.unresolved import unresolved
 from thermodiff.densities.empirical import normals
 from thermodiff.integrate.path import Path
 from thermodiff.kernels import philox
@@ -130,11 +131,12 @@ def generation_ledger(
             values[node, part] = 0.5 * np.einsum("nd,nd->n", control, control)
 
     _march(model, edges, samples, method, "reverse", key, keep)
-    row = model.noise.at(node_lam)
+    row, rates, errors = model.noise.at(node_lam), values.mean(axis=1), values.std(axis=1, ddof=1) / np.sqrt(samples)
     return Ledger(
         samples={"generated": weights @ values},
-        rates={"generated": values.mean(axis=1)},
-        rate_errors={"generated": values.std(axis=1, ddof=1) / np.sqrt(samples)},
+        rates={"generated": rates},
+        rate_errors={"generated": errors},
+        unresolved={"generated": unresolved(node_lam, weights, window, rates, errors)},
         lam=node_lam,
         times=row.time,
         weights=weights,

@@ -58,6 +58,16 @@ def test_vectors_are_measured_on_both_parts(run, tmp_path):
     assert json.loads((folder / "measure.json").read_text())["ledger"]["window"] == [-3.0, 2.0]
 
 
+@pytest.mark.filterwarnings("default:the window is")
+def test_a_window_beyond_the_training_is_told_in_a_sentence(run, tmp_path):
+    folder = trained(run, tmp_path / "net", "--data", vectors(tmp_path / "x.npz"), "--lam", "-3", "3")
+    code, _, err = run("measure", folder, *SMALL, "--lam", "-6", "5")
+    assert code == 0
+    lines = [line for line in err.splitlines() if "trained on" in line]
+    assert lines
+    assert all(line.startswith("thermodiff: warning: the window is lam = -6 ... 5, and the network") for line in lines)
+
+
 def test_a_known_law_has_its_mismatch(run, tmp_path):
     folder = trained(run, tmp_path / "net", "--data", "mixture")
     code, out, _ = run("measure", folder, *SMALL)

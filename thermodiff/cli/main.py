@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -465,10 +466,17 @@ def main() -> None:
             # Where a stream cannot hold a letter, λ say, the rest of the line is worth more than an error.
             stream.reconfigure(errors="replace")
     try:
-        app(standalone_mode=True)
+        with warnings.catch_warnings():
+            warnings.showwarning = _say
+            app(standalone_mode=True)
     except (ValueError, TypeError, KeyError, OSError, ImportError, DivergenceError, MemoryError) as error:
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         if isinstance(error, OSError) and error.filename is not None:
             text = f"{error.filename}: {error.strerror or 'cannot be used'}."
         print(f"thermodiff: {text or type(error).__name__}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _say(message: Warning | str, *rest: Any, **named: Any) -> None:
+    """A warning as a sentence: the line of the library that it comes from is nothing to whoever types a command."""
+    print(f"thermodiff: warning: {message}", file=sys.stderr)

@@ -51,8 +51,15 @@ def warn_if_too_large(
     bool
         Whether it was.
     """
-    states = list(states)
-    rate, h, t = max([(step_rate(process, x, t, h), h, t) for t, h, x in states], default=(0.0, 0.0, 0.0))
+    rates, shares = [(0.0, 0.0, 0.0)], [(0.0, 0.0, 0.0)]
+    for t, h, x in states:
+        if process.dim > MOST_JACOBIAN:
+            rates.append((step_rate(process, x, t, h), h, t))
+        else:
+            jacobian = _jacobian(process, x, t, h)
+            rates.append((_fastest(jacobian, h), h, t))
+            shares.append((_growth_of(jacobian, h, rule, duration), h, t))
+    rate, h, t = max(rates)
     if rate > LARGEST:
         # Two half steps of dx/dt = -k x differ from one by h k / 4 of its length.
         warnings.warn(
@@ -62,8 +69,7 @@ def warn_if_too_large(
             stacklevel=stacklevel + 1,
         )
         return True
-    found = [(growth(process, x, t, h, rule, duration), h, t) for t, h, x in states]
-    share, h, t = max(found, default=(0.0, 0.0, 0.0))
+    share, h, t = max(shares)
     if share <= LARGEST_GROWTH:
         return False
     cure = 'use a smaller dt, or method="heun"' if rule == "euler" else "use a smaller dt"
@@ -82,10 +88,13 @@ def growth(process: Langevin, x: FloatArray, t: float, h: float, rule: str, dura
     A step multiplies a mode of rate k by R(h k).  Euler's 1 + h k is longer than exp(h k) by h^2 (Im k)^2 / 2: where that
     passes the decay a spiral turns outwards, however small h k is.  The median over the points.
     """
-    if not 2 <= process.dim <= MOST_MODES:
+    return _growth_of(_jacobian(process, x, t, h), h, rule, duration)
+
+
+def _growth_of(jacobian: FloatArray, h: float, rule: str, duration: float) -> float:
+    if not 2 <= jacobian.shape[1] <= MOST_MODES:
         return 0.0
     with np.errstate(all="ignore"):
-        jacobian = _jacobian(process, x, t, h)[0]
         jacobian = jacobian[np.isfinite(jacobian).all(axis=(1, 2))]
         if not len(jacobian):
             return 0.0
@@ -106,12 +115,19 @@ def step_rate(process: Langevin, x: FloatArray, t: float, h: float) -> float:
     It is that of the middle one of the points, or half of the largest.  Slopes are taken over the width of a step: a kink
     in the drift is not stiff where the noise passes over it.  Points where anything is not finite are left out.
     """
+    if process.dim <= MOST_JACOBIAN:
+        return _fastest(_jacobian(process, x, t, h), h)
     with np.errstate(all="ignore"):
-        if process.dim > MOST_JACOBIAN:
-            radius = h * _growth(process, *_near(process, x, t, h))
-        else:
-            jacobian, n = _jacobian(process, x, t, h)
-            radius = h * _spectral_radius(jacobian) if n else np.zeros(0)
+        return _typical(h * _growth(process, *_near(process, x, t, h)))
+
+
+def _fastest(jacobian: FloatArray, h: float) -> float:
+    with np.errstate(all="ignore"):
+        return _typical(h * _spectral_radius(jacobian)) if len(jacobian) else 0.0
+
+
+def _typical(radius: FloatArray) -> float:
+    """The middle one of those that are finite, or half of the largest."""
     radius = radius[np.isfinite(radius)]
     return max(float(np.median(radius)), 0.5 * float(radius.max())) if radius.size else 0.0
 
@@ -127,14 +143,15 @@ def _near(process: Langevin, x: FloatArray, t: float, h: float) -> tuple[FloatAr
     return x, t, slope, np.where(np.isfinite(reach) & (reach > 0.0), reach, 1e-6 * (1.0 + np.abs(x).max(axis=0)))
 
 
-def _jacobian(process: Langevin, x: FloatArray, t: float, h: float) -> tuple[FloatArray, int]:
-    """Jacobians (n, d, d) of the drift over the width of a step, and n; entry [n, j, i] is the derivative of f_i by x_j."""
-    x, t, slope, reach = _near(process, x, t, h)
-    n, dim = x.shape
-    if not n:
-        return np.zeros((0, dim, dim)), 0
-    moved = (x[:, None] + reach * np.eye(dim)).reshape(n * dim, dim)
-    return (process.force(moved, t).reshape(n, dim, dim) - slope[:, None]) / reach[:, None], n
+def _jacobian(process: Langevin, x: FloatArray, t: float, h: float) -> FloatArray:
+    """Jacobians (n, d, d) of the drift over the width of a step; entry [n, j, i] is the derivative of f_i by x_j."""
+    with np.errstate(all="ignore"):
+        x, t, slope, reach = _near(process, x, t, h)
+        n, dim = x.shape
+        if not n:
+            return np.zeros((0, dim, dim))
+        moved = (x[:, None] + reach * np.eye(dim)).reshape(n * dim, dim)
+        return (process.force(moved, t).reshape(n, dim, dim) - slope[:, None]) / reach[:, None]
 
 
 def _noise_width(process: Langevin, x: FloatArray, t: float) -> FloatArray:

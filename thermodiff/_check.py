@@ -59,7 +59,7 @@ def count(name: str, value: Any, least: int = 1, most: int | None = None) -> int
 
 def choice(name: str, value: Any, options: tuple[str, ...]) -> str:
     """``value`` if it is one of ``options``."""
-    if value not in options:
+    if not isinstance(value, str) or value not in options:
         raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, options))}.")
     return str(value)
 

@@ -59,7 +59,7 @@ def in_order(
     per worker of an executor are under way at a time, so memory does not grow with ``count``.  Without ``concurrent`` the
     calls are made here, one by one.  Where a worker process dies, a new pool takes over what is missing.
     """
-    if executor is not None and not hasattr(executor, "submit"):
+    if executor is not None and (isinstance(executor, type) or not hasattr(executor, "submit")):
         raise TypeError(f"executor must be a concurrent.futures.Executor, got {executor!r:.60}.")
     given = inputs or _same
     if not concurrent or count == 1 or (executor is None and cores() == 1):

@@ -410,6 +410,15 @@ def test_growth_of_memory_in_units_of_the_states(what: str, low: float, high: fl
 def test_what_is_no_executor_is_refused(paths: int) -> None:
     with pytest.raises(TypeError, match=r"executor must be a concurrent.futures.Executor, got 3\."):
         td.simulate(td.Linear(-np.eye(1), np.zeros(1), 1.0), np.zeros((paths, 1)), 1.0, 0.1, executor=3)
+    with pytest.raises(TypeError, match=r"executor must be a concurrent.futures.Executor, got <class"):
+        td.simulate(td.Linear(-np.eye(1), np.zeros(1), 1.0), np.zeros((paths, 1)), 1.0, 0.1, executor=ProcessPoolExecutor)
+
+
+def test_other_things_are_no_folder_and_no_rule() -> None:
+    with pytest.raises(TypeError, match=r"checkpoint must be the path of a folder, got 5\."):
+        td.simulate(WELL, X0, 0.1, 0.1, checkpoint=5)
+    with pytest.raises(ValueError, match=r"method=array\(.* is unknown; choose one of 'euler'"):
+        td.simulate(WELL, X0, 0.1, 0.1, method=np.array(["heun", "euler"]))
 
 
 def test_starts_behind_a_reflecting_wall_are_refused() -> None:

@@ -142,6 +142,8 @@ def simulate(
     mix = process.mix(grid.middles if callable(process.diffusivity) else grid.times[:1])
     warn_of_oblique_mirrors(process, mix[0], stacklevel=2)
     if checkpoint is not None:
+        if not isinstance(checkpoint, str | os.PathLike):
+            raise TypeError(f"checkpoint must be the path of a folder, got {checkpoint!r:.60}.")
         how = {"counts": grid.counts.tolist(), "method": rule, "heat": heat, "work": work, "chunk": per_task}
         whole = description(process, x0, grid.times, mix) | how | {"reduce": reducer_description(reduce)}
         saved = Checkpoint(FilePath(checkpoint), whole, rng, key)

@@ -29,13 +29,13 @@ def rms(values: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-3])
-@pytest.mark.parametrize("nodes", [16, 24, 32, 64, 128])
+@pytest.mark.parametrize("nodes", [24, 32, 64, 128])
 def test_a_step(nodes: int, noise: float) -> None:
     off, told = trials(lambda lam, place: 0.09 * (lam > place), nodes, noise)
     assert 0.5 < rms(off / told) < 1.25
 
 
-@pytest.mark.parametrize("nodes", [16, 24, 64])
+@pytest.mark.parametrize("nodes", [24, 64])
 def test_noise_alone_is_not_counted_twice(nodes: int) -> None:
     off, told = trials(lambda lam, place: 0.0 * lam, nodes, 1e-3, n=300)
     assert 0.85 < rms(off / told) < 1.15
@@ -66,6 +66,6 @@ def test_waves_that_are_too_short_are_noticed() -> None:
 
 
 def test_few_nodes_and_many_say_nothing() -> None:
-    for nodes in (7, 1025):
+    for nodes in (23, 1025):
         lam, weights = gauss_legendre(*WINDOW, nodes)
         assert unresolved(lam, weights, WINDOW, (lam > 0.3) * 1.0, np.zeros(nodes)) == 0.0

@@ -46,7 +46,7 @@ def test_parts_of_a_gaussian(dim: int, size: int, seeds: int) -> None:
     for seed in range(seeds):
         points = np.random.default_rng(seed).standard_normal((size, dim)) * np.sqrt(spectrum)
         model = LearnedDiffusion(Linear(spectrum), points, NOISE, predicts="eps")
-        ledger = account(model, nodes=32, samples=size, rng=seed, lam=WINDOW)
+        ledger = account(model, nodes=12, samples=size, rng=seed, lam=WINDOW)
         part, rest = gaussian_part(model, ledger)
         z.append([(part.value - truth(spectrum)) / part.error, rest.value / rest.error])
     assert np.all(np.abs(np.mean(z, axis=0)) < 1.0), np.mean(z, axis=0)

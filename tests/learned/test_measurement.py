@@ -55,7 +55,7 @@ def test_errors_of_the_parts_over_data_sets(size: int, draws: int) -> None:
     z = []
     for seed in range(60):
         model = model_of(GAUSS, data=GAUSS.sample(size, seed))
-        ledger = account(model, nodes=32, samples=draws, rng=seed, lam=WINDOW)
+        ledger = account(model, nodes=10, samples=draws, rng=seed, lam=WINDOW)
         gaussian, rest = gaussian_part(model, ledger)
         z.append([(gaussian.value - law_page.gaussian.value) / gaussian.error, rest.value / rest.error])
     rms = np.sqrt(np.mean(np.square(z), axis=0))

@@ -114,7 +114,7 @@ def test_paired_differences_are_true() -> None:
     """Over 60 seeds, learned less exact and model A less model B: RMS z near 1, errors far below those of the rows."""
     window, z, gain = (-6.0, 6.0), [], []
     for seed in range(60):
-        options = {"rng": seed, "samples": 300, "nodes": 24}
+        options = {"rng": seed, "samples": 300, "nodes": 12}
         first, second = (learned_ledger(Exact(LAW, VP(), control=c), VP(), window, **options) for c in (0.9, 1.05))
         exact = exact_ledger(VP(), window, **options)
         differences = [compare(exact, first).differences["neural - total"]]

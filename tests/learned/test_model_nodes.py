@@ -35,7 +35,7 @@ def ledger(shift, nodes: int, rng: int = 0, **options):
     return account(model, nodes=nodes, samples=500, rng=rng, lam=(-8.0, 8.0), **options)
 
 
-@pytest.mark.parametrize("nodes", [16, 32, 64, 100])
+@pytest.mark.parametrize("nodes", [24, 32, 64, 100])
 def test_a_network_with_a_step_in_time(nodes: int) -> None:
     """Its place is drawn: among many the error of the nodes is what it is said to be."""
     z = {"mismatch": [], "kl_bound": []}

@@ -138,7 +138,7 @@ def account(
     -----
     Errors cover sampling, quadrature, round-off and, in the default window, what lies beyond it.  The known part of the
     quadrature error is taken off (`Ledger.corrections`).  What the course of a network over log-SNR adds to it is told
-    from the rates at the nodes (`Ledger.unresolved`); a peak between two nodes cannot be told.  They rest on the samples
+    from the rates at 24 nodes or more (`Ledger.unresolved`), but for a peak between two nodes.  They rest on the samples
     seen: a far-off component that is expected in fewer than some ten of them can make errors too small.
 
     Raises

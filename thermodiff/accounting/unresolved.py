@@ -14,8 +14,11 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 
-FEWEST, MOST = 8, 1024
-"""Nodes between which there is something to be said: fewer have no upper half, and more resolve what networks do."""
+FEWEST, MOST = 24, 1024
+"""Nodes between which there is something to be said: the few coefficients of fewer nodes do not tell a step from a smooth
+course that has not fallen off yet, and more nodes resolve what networks do."""
+LAST = 8
+"""Coefficients at the end that are looked at, at least."""
 CLEARLY = 3.0
 """Standard deviations of its mean square by which the last coefficients must stand out of the noise."""
 FAST = 0.35
@@ -45,7 +48,7 @@ def unresolved(
     values = np.polynomial.legendre.legvander((lam - window[0]) / half - 1.0, nodes - 1)
     factors = (degrees + 0.5) * (values * (weights / half)[:, None])
     squares, noise = (rates @ factors) ** 2, (errors**2) @ factors**2
-    last = max(nodes // 4, min(FEWEST, nodes // 2))
+    last = max(nodes // 4, LAST)
     excess = _excess(squares[-last:], noise[-last:])
     quarter = nodes // 4
     bands = [slice(nodes - (k + 1) * quarter, nodes - k * quarter) for k in range(3)]

@@ -56,7 +56,7 @@ def draw_isotropic(key, path, node, scalars, params, x, c):
     dim = means.shape[1]
     quad, chosen = np.empty((4, LANES)), np.empty(LANES, np.int64)
     width, slope = np.empty(LANES), np.empty(LANES)
-    fill_rows(key, path, node * dim, NOISE, quad, -1, c)
+    fill_rows(key, path, node * dim, NOISE, quad, -1, np.ones(c.shape[0]), c)
     group = -1
     for j in range(scalars.shape[0]):
         alpha, sigma = scalars[j, 0], scalars[j, 1]
@@ -83,7 +83,7 @@ def draw_full(key, path, node, scalars, params, x, c):
     dim = means.shape[1]
     quad, chosen = np.empty((4, LANES)), np.empty(LANES, np.int64)
     normals = np.empty((x.shape[0], LANES))
-    fill_rows(key, path, node * dim, NOISE, quad, -1, normals)
+    fill_rows(key, path, node * dim, NOISE, quad, -1, np.ones(x.shape[0]), normals)
     group = -1
     for j in range(scalars.shape[0]):
         alpha, sigma, row = scalars[j, 0], scalars[j, 1], j * dim
@@ -110,7 +110,7 @@ def draw_cloud(key, path, node, scalars, params, x, c):
     points = cloud_parts(params)
     count, dim = points.shape
     quad = np.empty((4, LANES))
-    fill_rows(key, path, node * dim, NOISE, quad, -1, c)
+    fill_rows(key, path, node * dim, NOISE, quad, -1, np.ones(c.shape[0]), c)
     group = -1
     for j in range(scalars.shape[0]):
         alpha, sigma, row = scalars[j, 0], scalars[j, 1], j * dim

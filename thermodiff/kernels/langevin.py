@@ -42,25 +42,28 @@ GAUSS = 0.5 / np.sqrt(3.0)
 
 
 @subroutine
-def _mixed(mix, root, z, kick):
-    """kick = sqrt(h) B z."""
+def draw_noise(key, path, step, kind, mix, root, quad, group, scales, z, kick):
+    """The noise of step number ``step``, kick = sqrt(h) B z; where it depends on the state, z only.
+
+    Returns the group of normals that ``quad`` then holds, see `fill_rows`.
+    """
     dim = z.shape[0]
-    if mix.shape[1] == 1:
-        for i in range(dim):
-            source, target, factor = z[i], kick[i], root * mix[i, 0]
-            for lane in range(LANES):
-                target[lane] = factor * source[lane]
-        return
+    diagonal = kind == ADDITIVE and mix.shape[1] == 1
     for i in range(dim):
-        target = kick[i]
-        for lane in range(LANES):
-            target[lane] = 0.0
-        for j in range(dim):
-            factor = root * mix[i, j]
-            if factor != 0.0:
-                source = z[j]
-                for lane in range(LANES):
-                    target[lane] += factor * source[lane]
+        scales[i] = root * mix[i, 0] if diagonal else 1.0
+    group = fill_rows(key, path, step * dim, PATH, quad, group, scales, kick if diagonal else z)
+    if kind == ADDITIVE and not diagonal:
+        for i in range(dim):
+            target = kick[i]
+            for lane in range(LANES):
+                target[lane] = 0.0
+            for j in range(dim):
+                factor = root * mix[i, j]
+                if factor != 0.0:
+                    source = z[j]
+                    for lane in range(LANES):
+                        target[lane] += factor * source[lane]
+    return group
 
 
 @subroutine
@@ -369,7 +372,7 @@ def langevin(
         confined = confined or walls[i, 0] > 0.0
     sides = np.ones((dim if confined else 0, LANES))
     x, z, kick, quad = np.empty((dim, LANES)), np.zeros((dim, LANES)), np.zeros((dim, LANES)), np.empty((4, LANES))
-    old, heat, total = np.empty((dim, LANES)), np.zeros(LANES), np.zeros(LANES)
+    old, heat, total, scales = np.empty((dim, LANES)), np.zeros(LANES), np.zeros(LANES), np.empty(dim)
     work, spread, other = np.empty((5, dim, LANES)), np.empty((2 * dim, LANES)), np.empty((2 * dim, LANES))
     rows = np.zeros((3, 4))
     for block in range(first, last):
@@ -388,9 +391,8 @@ def langevin(
                 t = starts[interval] + (skips[interval] + j) * h
                 rows[0, 0], rows[1, 0], rows[2, 0] = t, t + 0.5 * h, t + h
                 if kind != NONE:
-                    group = fill_rows(key, block * LANES, k * dim, PATH, quad, group, z)
-                if kind == ADDITIVE:
-                    _mixed(mix[k - step if per_step else 0], np.sqrt(h), z, kick)
+                    now = mix[k - step if per_step else 0]
+                    group = draw_noise(key, block * LANES, k, kind, now, np.sqrt(h), quad, group, scales, z, kick)
                 if heated or worked:
                     for i in range(dim):
                         for lane in range(LANES):

@@ -34,28 +34,28 @@ def _axpy(x, h, g, out):
 
 
 @inline
-def _euler(field, x, rows, params, h, amplitude, z, work):
+def _euler(field, x, rows, params, h, noise, work):
     """x + h g(x) + e."""
     field(x, rows[0], params, work[0])
     for c in range(x.shape[0]):
-        target, slope, kick = x[c], work[0, c], z[c]
+        target, slope, kick = x[c], work[0, c], noise[c]
         for lane in range(LANES):
-            target[lane] += h * slope[lane] + amplitude * kick[lane]
+            target[lane] += h * slope[lane] + kick[lane]
 
 
 @inline
-def _heun(field, x, rows, params, h, amplitude, z, work):
+def _heun(field, x, rows, params, h, noise, work):
     """The mean of the slopes at both ends, with the same noise in the predictor."""
     field(x, rows[0], params, work[0])
     for c in range(x.shape[0]):
-        source, slope, kick, target = x[c], work[0, c], z[c], work[1, c]
+        source, slope, kick, target = x[c], work[0, c], noise[c], work[1, c]
         for lane in range(LANES):
-            target[lane] = source[lane] + h * slope[lane] + amplitude * kick[lane]
+            target[lane] = source[lane] + h * slope[lane] + kick[lane]
     field(work[1], rows[2], params, work[2])
     for c in range(x.shape[0]):
-        target, first, second, kick = x[c], work[0, c], work[2, c], z[c]
+        target, first, second, kick = x[c], work[0, c], work[2, c], noise[c]
         for lane in range(LANES):
-            target[lane] += 0.5 * h * (first[lane] + second[lane]) + amplitude * kick[lane]
+            target[lane] += 0.5 * h * (first[lane] + second[lane]) + kick[lane]
 
 
 @subroutine
@@ -83,7 +83,7 @@ def march(field, params, key, rule, first, last, rows, steps, amplitudes, slots,
     After step k the state is written to ``states[slots[k]]`` where ``slots[k] >= 0``.
     """
     dim = states.shape[1]
-    x, z, quad = np.empty((dim, LANES)), np.zeros((dim, LANES)), np.empty((4, LANES))
+    x, kick, quad, scales = np.empty((dim, LANES)), np.zeros((dim, LANES)), np.empty((4, LANES)), np.empty(dim)
     work = np.empty((5, dim, LANES))
     for block in range(first, last):
         offset = (block - first) * LANES
@@ -91,11 +91,14 @@ def march(field, params, key, rule, first, last, rows, steps, amplitudes, slots,
         group = -1
         for k in range(steps.size):
             if amplitudes[k] > 0.0:
-                group = fill_rows(key, block * LANES, k * dim, PATH, quad, group, z)
+                scales[:] = amplitudes[k]
+                group = fill_rows(key, block * LANES, k * dim, PATH, quad, group, scales, kick)
+            elif k == 0 or amplitudes[k - 1] > 0.0:
+                kick[:, :] = 0.0
             if rule == EULER:
-                _euler(field, x, rows[k], params, steps[k], amplitudes[k], z, work)
+                _euler(field, x, rows[k], params, steps[k], kick, work)
             elif rule == HEUN:
-                _heun(field, x, rows[k], params, steps[k], amplitudes[k], z, work)
+                _heun(field, x, rows[k], params, steps[k], kick, work)
             else:
                 rk4(field, x, rows[k], params, steps[k], work)
             if slots[k] >= 0:

@@ -35,8 +35,8 @@ from thermodiff.kernels.jit import (
     vector,
     words,
 )
-from thermodiff.kernels.langevin import STATE, _drift_and_noise, _mixed, _reflect, _wrap
-from thermodiff.kernels.philox import _HALF_WORD, _LOW, BRIDGE, PATH, fill_rows, fill_uniforms, philox, uniform
+from thermodiff.kernels.langevin import STATE, _drift_and_noise, _reflect, _wrap, draw_noise
+from thermodiff.kernels.philox import _HALF_WORD, _LOW, BRIDGE, fill_uniforms, philox, uniform
 
 OUT_OF_REACH = 40.0
 """Exponent beyond which a touch within a step is not worth a random number: 4e-18."""
@@ -181,9 +181,8 @@ def _stop(old, new, low, high, variance, t, h, key, block, step, first, alive, t
 
 
 @subroutine
-def _additive(field, x, row, params, mix, h, z, kick, coordinate, slope, variance):
-    """Drift and noise of a step where D does not depend on the state; ``variance`` is that of the watched coordinate."""
-    _mixed(mix, np.sqrt(h), z, kick)
+def _additive(field, x, row, params, mix, h, coordinate, slope, variance):
+    """Drift of a step where D does not depend on the state; ``variance`` is that of the watched coordinate."""
     field(x, row, params, slope)
     total = 0.0
     for j in range(mix.shape[1]):
@@ -266,7 +265,7 @@ def passage(
     x, z, kick, quad = np.empty((dim, LANES)), np.empty((dim, LANES)), np.empty((dim, LANES)), np.empty((4, LANES))
     slope, old, alive, chance = np.empty((dim, LANES)), np.empty(LANES), np.empty(LANES), np.empty((4, LANES))
     variance, spread, place = np.empty(LANES), np.empty((2 * dim, LANES)), np.empty((dim, LANES))
-    row, confined, turned = np.zeros(4), False, np.empty((dim, LANES))
+    row, confined, turned, scales = np.zeros(4), False, np.empty((dim, LANES)), np.empty(dim)
     for i in range(dim):
         confined = confined or walls[i, 0] > 0.0
     for block in range(first, last):
@@ -281,7 +280,8 @@ def passage(
         own_times, own_sides = times[offset : offset + LANES], sides[offset : offset + LANES]
         for k in range(steps):
             row[0] = start + k * h
-            group = fill_rows(key, block * LANES, k * dim, PATH, quad, group, z)
+            now = mix[k if mix.shape[0] > 1 else 0]
+            group = draw_noise(key, block * LANES, k, kind, now, np.sqrt(h), quad, group, scales, z, kick)
             here = x
             if ring.size > 0:
                 place[:] = x
@@ -293,8 +293,7 @@ def passage(
                     walls,
                 )  # fmt: skip
             else:
-                now = mix[k if mix.shape[0] > 1 else 0]
-                _additive(field, here, row, params, now, h, z, kick, coordinate, slope, variance)
+                _additive(field, here, row, params, now, h, coordinate, slope, variance)
             for lane in range(LANES):
                 old[lane] = x[coordinate, lane]
             for i in range(dim):

@@ -56,6 +56,8 @@ _COS = tuple(
 )
 _EXPONENT = np.uint64(0x4330000000000000)  # the bits of 2**52, whose last place is 1
 _ODD = np.uint64(0x4330000000000001)
+_ANGLE, _EXCHANGE = np.uint64(0x3FFFFFFF), np.uint64(0x40000000)
+_SIGN = np.uint64(0x8000000000000000)
 
 
 @inline
@@ -71,57 +73,76 @@ def _round(c0, c1, c2, c3, k0, k1):
 
 
 @inline
+def _two_rounds(a, b, k0, k1):
+    """A round of each of two counters, and the next key."""
+    a, b = _round(a[0], a[1], a[2], a[3], k0, k1), _round(b[0], b[1], b[2], b[3], k0, k1)
+    return a, b, (k0 + _WEYL0) & _LOW, (k1 + _WEYL1) & _LOW
+
+
+@inline
+def _two_counters(a, b, k0, k1):
+    """Ten rounds of Philox 4x32 on two counters of four words; the upper halves of the results are not cut off.
+
+    Each round waits for the one before, and a processor looks ahead by less than ten: two counters in step keep it busy.
+    (Written out: LLVM vectorises the lane loop around the rounds, not around an inner loop.)
+    """
+    a, b, k0, k1 = _two_rounds(a, b, k0, k1)
+    a, b, k0, k1 = _two_rounds(a, b, k0, k1)
+    a, b, k0, k1 = _two_rounds(a, b, k0, k1)
+    a, b, k0, k1 = _two_rounds(a, b, k0, k1)
+    a, b, k0, k1 = _two_rounds(a, b, k0, k1)
+    a, b, k0, k1 = _two_rounds(a, b, k0, k1)
+    a, b, k0, k1 = _two_rounds(a, b, k0, k1)
+    a, b, k0, k1 = _two_rounds(a, b, k0, k1)
+    a, b, k0, k1 = _two_rounds(a, b, k0, k1)
+    a, b, _, _ = _two_rounds(a, b, k0, k1)
+    return a, b
+
+
+@inline
 def philox(c0, c1, c2, c3, k0, k1):
-    """Ten rounds of Philox 4x32 (written out: LLVM vectorises the lane loop around them, not around an inner loop)."""
-    c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-    k0, k1 = (k0 + _WEYL0) & _LOW, (k1 + _WEYL1) & _LOW
-    c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-    k0, k1 = (k0 + _WEYL0) & _LOW, (k1 + _WEYL1) & _LOW
-    c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-    k0, k1 = (k0 + _WEYL0) & _LOW, (k1 + _WEYL1) & _LOW
-    c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-    k0, k1 = (k0 + _WEYL0) & _LOW, (k1 + _WEYL1) & _LOW
-    c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-    k0, k1 = (k0 + _WEYL0) & _LOW, (k1 + _WEYL1) & _LOW
-    c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-    k0, k1 = (k0 + _WEYL0) & _LOW, (k1 + _WEYL1) & _LOW
-    c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-    k0, k1 = (k0 + _WEYL0) & _LOW, (k1 + _WEYL1) & _LOW
-    c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-    k0, k1 = (k0 + _WEYL0) & _LOW, (k1 + _WEYL1) & _LOW
-    c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-    k0, k1 = (k0 + _WEYL0) & _LOW, (k1 + _WEYL1) & _LOW
-    c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-    return c0 & _LOW, c1 & _LOW, c2 & _LOW, c3 & _LOW
+    """The four words of one counter."""
+    words, _ = _two_counters((c0, c1, c2, c3), (c0, c1, c2, c3), k0, k1)
+    return words[0] & _LOW, words[1] & _LOW, words[2] & _LOW, words[3] & _LOW
+
+
+@inline
+def _fill_words(key, path, group, purpose, out):
+    """Write the bits of the four words of one counter for each of the LANES paths from ``path`` on."""
+    r0, r1, r2, r3 = out[0], out[1], out[2], out[3]
+    k0, k1 = np.uint64(key[0]), np.uint64(key[1])
+    low, high = np.uint64(path) & _LOW, np.uint64(path) >> _HALF_WORD
+    c2, c3 = np.uint64(group) & _LOW, np.uint64(purpose) & _LOW
+    for lane in range(LANES // 2):
+        # Blocks start at multiples of LANES: the low word never carries inside a block.
+        other = lane + LANES // 2
+        a, b = (low + np.uint64(lane), high, c2, c3), (low + np.uint64(other), high, c2, c3)
+        a, b = _two_counters(a, b, k0, k1)
+        r0[lane], r1[lane], r2[lane], r3[lane] = from_bits(a[0]), from_bits(a[1]), from_bits(a[2]), from_bits(a[3])
+        r0[other], r1[other], r2[other], r3[other] = from_bits(b[0]), from_bits(b[1]), from_bits(b[2]), from_bits(b[3])
 
 
 @inline
 def uniform(word):
-    """The midpoint of the word's cell of (0, 1)."""
-    return (from_bits(word | _EXPONENT) - 4503599627370495.5) * _UNIT
+    """The midpoint of the cell of (0, 1) that the lower half of ``word`` numbers."""
+    return (from_bits((word & _LOW) | _EXPONENT) - 4503599627370495.5) * _UNIT
 
 
 @inline
 def fill_uniforms(key, path, group, purpose, out):
     """Write the four uniforms of one counter for each of the LANES paths from ``path`` on."""
-    r0, r1, r2, r3 = out[0], out[1], out[2], out[3]
-    k0, k1 = np.uint64(key[0]), np.uint64(key[1])
-    low, high = np.uint64(path) & _LOW, np.uint64(path) >> _HALF_WORD
-    c2, c3 = np.uint64(group) & _LOW, np.uint64(purpose) & _LOW
-    for lane in range(LANES):
-        # Blocks start at multiples of LANES: the low word never carries inside a block.
-        w0, w1, w2, w3 = philox(low + np.uint64(lane), high, c2, c3, k0, k1)
-        r0[lane] = uniform(w0)
-        r1[lane] = uniform(w1)
-        r2[lane] = uniform(w2)
-        r3[lane] = uniform(w3)
+    _fill_words(key, path, group, purpose, out)
+    for c in range(4):
+        row = out[c]
+        for lane in range(LANES):
+            row[lane] = uniform(to_bits(row[lane]))
 
 
 @inline
-def _squared_radius(word):
-    """-2 ln((word + 1/2) / 2**32), to 2e-11 of it."""
+def squared_radius(word):
+    """-2 ln((word + 1/2) / 2**32) of the lower half of a word, to 2e-11 of it."""
     # word + 1/2 = 2**(k + 32) z with z in [sqrt(1/2), sqrt(2)); what is subtracted keeps the exponent positive.
-    shifted = to_bits(from_bits(word | _EXPONENT) - 4503599627370495.5) - _HALF_ROOT
+    shifted = to_bits(from_bits((word & _LOW) | _EXPONENT) - 4503599627370495.5) - _HALF_ROOT
     z = from_bits((shifted & _MANTISSA) + _ROOT)
     k = from_bits((shifted >> np.uint64(52)) | _EXPONENT) - _held(4503599627370496.0 + 33.0)
     s = (z - 1.0) / (z + 1.0)
@@ -132,63 +153,75 @@ def _squared_radius(word):
 
 
 @inline
-def _direction(word):
-    """A point on the unit circle, to 2e-12: the angle is uniform on the midpoints of 2**31 cells.
+def _directions(one, two):
+    """Points on the unit circle of two words, to 2e-12: the angles are uniform on the midpoints of 2**31 cells.
 
     Bits 1 to 29 are an angle within an eighth of a turn from the x axis, bit 31 turns the sign of x, and bit 30 exchanges
-    the coordinates.
+    the coordinates.  Two at a time, step by step: each polynomial waits for its last step.
     """
     # An odd integer less 2**29: symmetric, and never zero.
-    f = from_bits((word & np.uint64(0x3FFFFFFF)) | _ODD) - _held(4503599627370496.0 + 536870912.0)
-    w = f * f
-    y = f * (_held(_SIN[0]) + w * (_held(_SIN[1]) + w * (_held(_SIN[2]) + w * (_held(_SIN[3]) + w * _held(_SIN[4])))))
-    x = _held(_COS[3]) + w * (_held(_COS[4]) + w * _held(_COS[5]))
-    x = _held(_COS[0]) + w * (_held(_COS[1]) + w * (_held(_COS[2]) + w * x))
-    x = from_bits(to_bits(x) ^ ((word << _HALF_WORD) & np.uint64(0x8000000000000000)))
-    swap = (word & np.uint64(0x40000000)) != np.uint64(0)
-    return (y if swap else x), (x if swap else y)
+    middle = _held(4503599627370496.0 + 536870912.0)
+    f, g = from_bits((one & _ANGLE) | _ODD) - middle, from_bits((two & _ANGLE) | _ODD) - middle
+    v, w = f * f, g * g
+    y, t = _held(_SIN[3]) + v * _held(_SIN[4]), _held(_SIN[3]) + w * _held(_SIN[4])
+    x, s = _held(_COS[4]) + v * _held(_COS[5]), _held(_COS[4]) + w * _held(_COS[5])
+    y, t = _held(_SIN[2]) + v * y, _held(_SIN[2]) + w * t
+    x, s = _held(_COS[3]) + v * x, _held(_COS[3]) + w * s
+    y, t = _held(_SIN[1]) + v * y, _held(_SIN[1]) + w * t
+    x, s = _held(_COS[2]) + v * x, _held(_COS[2]) + w * s
+    y, t = f * (_held(_SIN[0]) + v * y), g * (_held(_SIN[0]) + w * t)
+    x, s = _held(_COS[1]) + v * x, _held(_COS[1]) + w * s
+    x, s = _held(_COS[0]) + v * x, _held(_COS[0]) + w * s
+    x, s = _signed(x, one), _signed(s, two)
+    turn, swap = (one & _EXCHANGE) != np.uint64(0), (two & _EXCHANGE) != np.uint64(0)
+    return (y if turn else x), (x if turn else y), (t if swap else s), (s if swap else t)
 
 
 @inline
-def box_muller(one, two):
-    """Two normals of two words."""
-    radius = np.sqrt(_squared_radius(one))
-    x, y = _direction(two)
-    return radius * x, radius * y
+def _signed(x, word):
+    """x > 0 with the sign of bit 31."""
+    return from_bits(to_bits(x) ^ ((word << _HALF_WORD) & _SIGN))
+
+
+@inline
+def box_muller(a, b, one, two):
+    """Two pairs of normals of two squared radii and the words of two directions."""
+    x, y, s, t = _directions(one, two)
+    a, b = np.sqrt(a), np.sqrt(b)
+    return a * x, a * y, b * s, b * t
 
 
 @inline
 def fill_normals(key, path, group, purpose, out):
     """Write the four normals of one counter for each of the LANES paths from ``path`` on."""
     r0, r1, r2, r3 = out[0], out[1], out[2], out[3]
-    k0, k1 = np.uint64(key[0]), np.uint64(key[1])
-    low, high = np.uint64(path) & _LOW, np.uint64(path) >> _HALF_WORD
-    c2, c3 = np.uint64(group) & _LOW, np.uint64(purpose) & _LOW
+    _fill_words(key, path, group, purpose, out)
+    # Loops of their own: all together would need more registers than there are.  The roots are taken in the last, where
+    # they do not wait for the divisions.
     for lane in range(LANES):
-        w0, w1, w2, w3 = philox(low + np.uint64(lane), high, c2, c3, k0, k1)
-        r0[lane], r1[lane], r2[lane], r3[lane] = from_bits(w0), from_bits(w1), from_bits(w2), from_bits(w3)
-    # A loop of its own: both together would need more registers than there are.
+        r0[lane] = squared_radius(to_bits(r0[lane]))
     for lane in range(LANES):
-        r0[lane], r1[lane] = box_muller(to_bits(r0[lane]), to_bits(r1[lane]))
+        r2[lane] = squared_radius(to_bits(r2[lane]))
     for lane in range(LANES):
-        r2[lane], r3[lane] = box_muller(to_bits(r2[lane]), to_bits(r3[lane]))
+        first, second = to_bits(r1[lane]), to_bits(r3[lane])
+        r0[lane], r1[lane], r2[lane], r3[lane] = box_muller(r0[lane], r2[lane], first, second)
 
 
 @inline
-def fill_rows(key, path, first, purpose, quad, group, out):
-    """Write normals ``first``, ``first + 1``, ... of each path into the rows of ``out``; (step s, coordinate c) is s d + c.
+def fill_rows(key, path, first, purpose, quad, group, scales, out):
+    """Write ``scales`` times normals ``first``, ``first + 1``, ... of each path into the rows of ``out``.
 
-    ``quad`` holds the four normals of counter ``group`` (-1: none yet) and is refilled as needed; returns the group that
-    it then holds, so that consecutive steps share their draws.
+    Normal (step s, coordinate c) is number s d + c.  ``quad`` holds the four normals of counter ``group`` (-1: none yet) and
+    is refilled as needed; returns the group that it then holds, so that consecutive steps share their draws.
     """
     for r in range(out.shape[0]):
         index = first + r
         if index // 4 != group:
             group = index // 4
             fill_normals(key, path, group, purpose, quad)
-        source, target = quad[index - 4 * group], out[r]
+        source, target, scale = quad[index - 4 * group], out[r], scales[r]
         for lane in range(LANES):
-            target[lane] = source[lane]
+            target[lane] = scale * source[lane]
     return group
 
 
@@ -196,8 +229,8 @@ def fill_rows(key, path, first, purpose, quad, group, out):
 def noise(key, first, last, step, purpose, out):
     """Normals (step, coordinate 0 ... d - 1) of blocks first ... last - 1 as columns of ``out[d, n]``."""
     dim = out.shape[0]
-    block_noise, quad = np.empty((dim, LANES)), np.empty((4, LANES))
+    block_noise, quad, ones = np.empty((dim, LANES)), np.empty((4, LANES)), np.ones(dim)
     for block in range(first, last):
-        fill_rows(key, block * LANES, step * dim, purpose, quad, -1, block_noise)
+        fill_rows(key, block * LANES, step * dim, purpose, quad, -1, ones, block_noise)
         offset = (block - first) * LANES
         out[:, offset : offset + LANES] = block_noise

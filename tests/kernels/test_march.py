@@ -103,8 +103,9 @@ def test_paths_have_the_variance_of_the_scheme(rule: str) -> None:
     assert abs(z) < 4.0
 
 
-def test_noise_comes_from_the_documented_counters() -> None:
-    """Euler without drift adds amplitude times the normal of (step, coordinate)."""
+@pytest.mark.parametrize("rule", ["euler", "heun"])
+def test_noise_comes_from_the_documented_counters(rule: str) -> None:
+    """Without drift a step adds amplitude times the normal of (step, coordinate)."""
     law = LAWS["isotropic, three components, d = 3"]
     steps, blocks = 5, 2
     nothing = np.zeros((steps, 3, 4))
@@ -112,7 +113,7 @@ def test_noise_comes_from_the_documented_counters() -> None:
     states = np.zeros((2, 3, blocks * LANES))
     slots = np.array([-1, -1, -1, -1, 1])
     amplitudes = np.array([1.0, 0.5, 0.0, 2.0, 0.25])
-    march.march(law.score, law.params, KEY, march.EULER, 0, blocks, nothing, np.ones(steps), amplitudes, slots, states)
+    march.march(law.score, law.params, KEY, RULES[rule], 0, blocks, nothing, np.ones(steps), amplitudes, slots, states)
     expected, normal = np.zeros((3, blocks * LANES)), np.empty((3, blocks * LANES))
     for step in range(steps):
         philox.noise(KEY, 0, blocks, step, philox.PATH, normal)

@@ -33,7 +33,7 @@ from thermodiff.kernels.jit import (
     vector,
     words,
 )
-from thermodiff.kernels.philox import PATH, fill_rows
+from thermodiff.kernels.philox import PATH, fill_rows, hold
 
 EULER, HEUN, MILSTEIN, WEAK2, RK4 = range(5)
 NONE, ADDITIVE, STATE = range(3)
@@ -45,7 +45,7 @@ GAUSS = 0.5 / np.sqrt(3.0)
 def draw_noise(key, path, step, kind, mix, root, quad, group, scales, z, kick):
     """The noise of step number ``step``, kick = sqrt(h) B z; where it depends on the state, z only.
 
-    Returns the group of normals that ``quad`` then holds, see `fill_rows`.
+    Returns the group of normals that ``quad`` then holds, see `hold`.
     """
     dim = z.shape[0]
     diagonal = kind == ADDITIVE and mix.shape[1] == 1
@@ -128,6 +128,19 @@ def _turn(slope, walls, sides):
             target, side = slope[i], sides[i]
             for lane in range(LANES):
                 target[lane] *= side[lane]
+
+
+@subroutine
+def _euler_diagonal(field, x, rows, params, h, key, path, step, mix, quad, group, work):
+    """x + h f + sqrt(h) B z for a diagonal B, without a copy of the normals; returns their group, see `hold`."""
+    dim, root = x.shape[0], np.sqrt(h)
+    field(x, rows[0], params, work[0])
+    for i in range(dim):
+        group = hold(key, path, step * dim + i, PATH, quad, group)
+        target, slope, normal, scale = x[i], work[0, i], quad[(step * dim + i) % 4], root * mix[i, 0]
+        for lane in range(LANES):
+            target[lane] += h * slope[lane] + scale * normal[lane]
+    return group
 
 
 @subroutine
@@ -367,6 +380,7 @@ def langevin(
     where the first row of the field ``energy``, with the same ``params``, is U.
     """
     dim, per_step, heated, worked = states.shape[1], mix.shape[0] > 1, heats.size > 0, works.size > 0
+    direct = kind == ADDITIVE and rule == EULER and mix.shape[2] == 1
     confined = False
     for i in range(dim):
         confined = confined or walls[i, 0] > 0.0
@@ -390,8 +404,8 @@ def langevin(
             for j in range(counts[interval]):
                 t = starts[interval] + (skips[interval] + j) * h
                 rows[0, 0], rows[1, 0], rows[2, 0] = t, t + 0.5 * h, t + h
-                if kind != NONE:
-                    now = mix[k - step if per_step else 0]
+                now = mix[k - step if per_step else 0]
+                if kind != NONE and not direct:
                     group = draw_noise(key, block * LANES, k, kind, now, np.sqrt(h), quad, group, scales, z, kick)
                 if heated or worked:
                     for i in range(dim):
@@ -411,6 +425,8 @@ def langevin(
                         )
                 elif rule == RK4:
                     _rk4(field, x, rows, params, h, work, walls, sides)
+                elif direct:
+                    group = _euler_diagonal(field, x, rows, params, h, key, block * LANES, k, now, quad, group, work)
                 elif rule == EULER:
                     _euler(field, x, rows, params, h, kick, work)
                 else:

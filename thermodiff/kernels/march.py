@@ -19,7 +19,7 @@ import numpy as np
 from numba import types
 
 from thermodiff.kernels.jit import LANES, field_pointer, inline, integers, kernel, matrix, subroutine, tensor, vector, words
-from thermodiff.kernels.philox import PATH, fill_rows
+from thermodiff.kernels.philox import PATH, fill_rows, hold
 
 EULER, HEUN, RK4 = range(3)
 
@@ -34,13 +34,20 @@ def _axpy(x, h, g, out):
 
 
 @inline
-def _euler(field, x, rows, params, h, noise, work):
-    """x + h g(x) + e."""
+def _euler(field, x, rows, params, h, amplitude, key, path, step, quad, group, work):
+    """x + h g(x) + e, without a copy of the normals; returns the group of them that ``quad`` then holds, see `hold`."""
     field(x, rows[0], params, work[0])
     for c in range(x.shape[0]):
-        target, slope, kick = x[c], work[0, c], noise[c]
-        for lane in range(LANES):
-            target[lane] += h * slope[lane] + kick[lane]
+        target, slope = x[c], work[0, c]
+        if amplitude > 0.0:
+            group = hold(key, path, step * x.shape[0] + c, PATH, quad, group)
+            normal = quad[(step * x.shape[0] + c) % 4]
+            for lane in range(LANES):
+                target[lane] += h * slope[lane] + amplitude * normal[lane]
+        else:
+            for lane in range(LANES):
+                target[lane] += h * slope[lane]
+    return group
 
 
 @inline
@@ -90,17 +97,18 @@ def march(field, params, key, rule, first, last, rows, steps, amplitudes, slots,
         x[:, :] = states[0, :, offset : offset + LANES]
         group = -1
         for k in range(steps.size):
-            if amplitudes[k] > 0.0:
-                scales[:] = amplitudes[k]
-                group = fill_rows(key, block * LANES, k * dim, PATH, quad, group, scales, kick)
-            elif k == 0 or amplitudes[k - 1] > 0.0:
-                kick[:, :] = 0.0
+            path, h = block * LANES, steps[k]
             if rule == EULER:
-                _euler(field, x, rows[k], params, steps[k], kick, work)
+                group = _euler(field, x, rows[k], params, h, amplitudes[k], key, path, k, quad, group, work)
             elif rule == HEUN:
-                _heun(field, x, rows[k], params, steps[k], kick, work)
+                scales[:] = amplitudes[k]
+                if amplitudes[k] > 0.0:
+                    group = fill_rows(key, path, k * dim, PATH, quad, group, scales, kick)
+                elif k == 0 or amplitudes[k - 1] > 0.0:
+                    kick[:, :] = 0.0
+                _heun(field, x, rows[k], params, h, kick, work)
             else:
-                rk4(field, x, rows[k], params, steps[k], work)
+                rk4(field, x, rows[k], params, h, work)
             if slots[k] >= 0:
                 states[slots[k], :, offset : offset + LANES] = x
 

@@ -21,7 +21,7 @@ import numpy as np
 from numba import types
 
 from thermodiff.kernels.elementary import _held, from_bits, to_bits
-from thermodiff.kernels.jit import LANES, inline, kernel, matrix, words
+from thermodiff.kernels.jit import LANES, inline, kernel, matrix, subroutine, words
 
 COMPONENT, START, NOISE, PATH, PROBE, TRAINING, BRIDGE = range(7)
 """Purposes: the component of a mixture, x_0, the noise z of the transition kernel, path noise, probes, training, bridges."""
@@ -191,7 +191,7 @@ def box_muller(a, b, one, two):
     return a * x, a * y, b * s, b * t
 
 
-@inline
+@subroutine
 def fill_normals(key, path, group, purpose, out):
     """Write the four normals of one counter for each of the LANES paths from ``path`` on."""
     r0, r1, r2, r3 = out[0], out[1], out[2], out[3]
@@ -208,18 +208,23 @@ def fill_normals(key, path, group, purpose, out):
 
 
 @inline
-def fill_rows(key, path, first, purpose, quad, group, scales, out):
-    """Write ``scales`` times normals ``first``, ``first + 1``, ... of each path into the rows of ``out``.
+def hold(key, path, index, purpose, quad, group):
+    """Make ``quad`` hold normal ``index`` of each path in row ``index % 4``; returns the group of four that it then holds.
 
-    Normal (step s, coordinate c) is number s d + c.  ``quad`` holds the four normals of counter ``group`` (-1: none yet) and
-    is refilled as needed; returns the group that it then holds, so that consecutive steps share their draws.
+    Normal (step s, coordinate c) of d is number s d + c.  ``group`` is what ``quad`` held before (-1: nothing), so that
+    consecutive steps share their draws.
     """
+    if index // 4 != group:
+        fill_normals(key, path, index // 4, purpose, quad)
+    return index // 4
+
+
+@inline
+def fill_rows(key, path, first, purpose, quad, group, scales, out):
+    """Write ``scales`` times normals ``first``, ``first + 1``, ... of each path into the rows of ``out``, see `hold`."""
     for r in range(out.shape[0]):
-        index = first + r
-        if index // 4 != group:
-            group = index // 4
-            fill_normals(key, path, group, purpose, quad)
-        source, target, scale = quad[index - 4 * group], out[r], scales[r]
+        group = hold(key, path, first + r, purpose, quad, group)
+        source, target, scale = quad[(first + r) % 4], out[r], scales[r]
         for lane in range(LANES):
             target[lane] = scale * source[lane]
     return group

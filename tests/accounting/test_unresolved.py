@@ -69,3 +69,21 @@ def test_few_nodes_and_many_say_nothing() -> None:
     for nodes in (23, 1025):
         lam, weights = gauss_legendre(*WINDOW, nodes)
         assert unresolved(lam, weights, WINDOW, (lam > 0.3) * 1.0, np.zeros(nodes)) == 0.0
+
+
+@pytest.mark.parametrize("nodes", [24, 32, 64, 96])
+def test_the_error_at_steps_is_the_one_that_is_told(nodes: int) -> None:
+    off, told = trials(lambda lam, place: 0.09 * (lam > place), nodes, 1e-3)
+    assert 0.75 < rms(off / told) < 1.25
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-4, 1e-3])
+@pytest.mark.parametrize("nodes", [24, 32, 64])
+def test_a_step_is_not_lost_in_the_fall_of_what_it_stands_on(nodes: int, noise: float) -> None:
+    off, told = trials(lambda lam, place: (0.5 / np.cosh(0.5 * lam) + 0.1 * (lam > place)) ** 2, nodes, noise)
+    assert 0.7 < rms(off / told) < 1.25
+
+
+def test_a_peak_that_the_nodes_follow_hardly_adds() -> None:
+    off, told = trials(lambda lam, place: 0.09 * np.exp(-0.5 * (lam - place) ** 2), 24, 1e-3)
+    assert 0.75 < rms(off / told) < 1.25

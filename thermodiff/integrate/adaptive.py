@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Executor
 from functools import partial
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,9 @@ from numpy.polynomial import chebyshev
 from thermodiff._check import DivergenceError, above, count
 from thermodiff._progress import Report
 from thermodiff.densities.base import Law
+from thermodiff.densities.entropy import Part
 from thermodiff.diffusion import Diffusion
+from thermodiff.integrate import stiff
 from thermodiff.kernels import adaptive
 from thermodiff.kernels.jit import LANES
 from thermodiff.kernels.tasks import blocks_per_task, over_blocks
@@ -22,8 +25,12 @@ FloatArray = npt.NDArray[np.float64]
 
 MOST_STEPS = 100_000
 """Attempted steps of a block before it gives up."""
+PATIENCE, LAST_PATIENCE = 1000, 16_000
+"""Attempted steps of a block before it is asked which points it waits for, and before all that are stiff must go alone."""
 USUAL_STEPS = 500
 """Evaluations of the score, for dealing out tasks."""
+PER_SLOPE, STAGES_PER_L = 2e5, 2.0
+"""Price of a slope of a block beside its lanes, and slopes for unit lam and unit L, which stability limits to 3.3 / L."""
 LEAST_RTOL = 1e-13
 """Below, the rounding of states and slopes is all that a step could control."""
 DEGREE = 12
@@ -96,11 +103,13 @@ def flow(
     chunk: int | None,
     narrow: float = -1.0,
     report: Report | None = None,
+    part: Part | None = None,
 ) -> FloatArray:
     """Carry ``start`` (d, n), or (d + 1, n) to integrate the divergence along, over the asked values of lam.
 
     With ``narrow``, the smallest variance of the data, the error of a step is measured by the smallest width of p_t, and
-    both tolerances are in nats.
+    both tolerances are in nats.  With ``part`` beside it, and from the first of ``asked`` to the last alone, points whose
+    flow is stiff leave their block and go on by implicit steps.
 
     Returns
     -------
@@ -112,7 +121,7 @@ def flow(
     low, high = float(asked.min()), float(asked.max())
     task = partial(
         _flow_blocks, system.data.law, system.dim, table(system.noise, low, high), (low, high), asked, (rtol, atol, narrow),
-        MOST_STEPS, start,
+        MOST_STEPS, part, start,
     )  # fmt: skip
     return over_blocks(task, start.shape[1], executor, chunk, report)
 
@@ -125,34 +134,144 @@ def _flow_blocks(
     asked: FloatArray,
     tolerance: tuple[float, float, float],
     most: int,
+    part: Part | None,
     start: FloatArray,
     first: int,
     last: int,
 ) -> FloatArray:
     rows, n = start.shape
     states = np.empty((asked.size, rows, (last - first) * LANES))
-    inside = start[:, first * LANES : min(last * LANES, n)]
-    states[0, :, : inside.shape[1]] = inside
-    states[0, :, inside.shape[1] :] = inside[:, -1:]
-    status = np.empty((last - first, 3))
-    adaptive.flow(
-        law.score, law.params, coefficients, *span, dim, first, last, asked, *tolerance, most, states, status
-    )  # fmt: skip
-    failed = np.flatnonzero(status[:, 0] != adaptive.DONE)
-    if failed.size:
-        outcome, lam, taken = status[failed[0]]
-        _refuse(outcome, lam, int(taken), (first + int(failed[0])) * LANES, n, most)
+    states[0] = _padded(start[:, first * LANES : min(last * LANES, n)], (last - first) * LANES)
+    steps = Steps(law, dim, coefficients, span, tolerance)
+    status = steps.carry(asked, states, most if part is None else min(most, PATIENCE))
+    for block in np.flatnonzero(status[:, 0] != adaptive.DONE):
+        path, offset = (first + int(block)) * LANES, int(block) * LANES
+        if part is None or status[block, 0] == adaptive.LOST:
+            outcome, lam, taken = status[block]
+            refuse(outcome, lam, taken, path, n, most)
+        inside = states[0, :, offset : offset + min(LANES, n - path)]
+        finished = _without_stiff(steps, part, (asked[0], asked[-1]), most, inside, status[block], path, n)
+        states[-1, :, offset : offset + LANES] = _padded(finished, LANES)
     return states
 
 
-def _refuse(outcome: float, lam: float, taken: int, path: int, n: int, most: int) -> None:
+def _padded(inside: FloatArray, lanes: int) -> FloatArray:
+    """``inside`` (rows, n) and copies of its last column."""
+    return np.concatenate([inside, np.repeat(inside[:, -1:], lanes - inside.shape[1], axis=1)], axis=1)
+
+
+class Steps(NamedTuple):
+    """What the kernel is given with every block."""
+
+    law: Law
+    dim: int
+    table: FloatArray
+    span: tuple[float, float]
+    tolerance: tuple[float, float, float]
+
+    def carry(self, asked: FloatArray, states: FloatArray, most: int) -> FloatArray:
+        """Fill ``states`` from its first entry; returns (how, lam, steps taken) of each block."""
+        status = np.empty((states.shape[2] // LANES, 3))
+        adaptive.flow(
+            self.law.score, self.law.params, self.table, *self.span, self.dim, 0, len(status), asked, *self.tolerance, most,
+            states, status,
+        )  # fmt: skip
+        return status
+
+    def carry_some(
+        self, ends: FloatArray, which: npt.NDArray[np.intp], span: tuple[float, float], most: int
+    ) -> tuple[float, float, int]:
+        """Carry the columns ``which`` of ``ends`` over ``span``; where they do not arrive they stay as they were."""
+        states = np.empty((2, ends.shape[0], LANES))
+        states[0] = _padded(ends[:, which], LANES)
+        outcome, lam, taken = self.carry(np.array(span), states, most)[0]
+        if outcome == adaptive.DONE:
+            ends[:, which] = states[1, :, : which.size]
+        return float(outcome), float(lam), int(taken)
+
+    def alphas(self, lam: tuple[float, float]) -> FloatArray:
+        rows = np.empty((2, 4))
+        adaptive.schedule_rows(self.table, *self.span, np.array(lam), rows)
+        return rows[:, 0]
+
+
+def _without_stiff(
+    steps: Steps,
+    part: Part,
+    span: tuple[float, float],
+    most: int,
+    start: FloatArray,
+    status: FloatArray,
+    path: int,
+    n: int,
+) -> FloatArray:
+    """Ends (d + 1, points) of a block that ran out of patience as ``status`` tells; its first point is number ``path`` of n.
+
+    It goes once more to where it came, to ask how stiff each point is there; the stiff go on alone where that is cheaper,
+    the others together with twice the patience.
+    """
+    ends, left, (lam, goal) = start.copy(), np.arange(start.shape[1]), span
+    outcome, reached, taken = status
+    attempts = patience = min(most, PATIENCE)
+    while outcome != adaptive.DONE:
+        # The last of the steps may differ by a rounding, hence some more of them.
+        if outcome == adaptive.LOST or attempts >= most or steps.carry_some(ends, left, (lam, reached), patience + 10)[0]:
+            refuse(outcome, reached, int(taken), path, n, most)
+        lam = reached
+        going = _stiff_ones(steps, part, ends[:-1, left], lam, attempts >= LAST_PATIENCE)
+        _go_alone(steps, part, ends, left[going], (lam, goal), path)
+        left = np.delete(left, going)
+        if not left.size:
+            break
+        patience = min(2 * patience, most - attempts)
+        outcome, reached, more = steps.carry_some(ends, left, (lam, goal), patience)
+        attempts, taken = attempts + patience, taken + more
+    return ends
+
+
+def _centred(part: Part) -> tuple[Part, FloatArray]:
+    centre = part.weights @ part.means
+    return part._replace(means=part.means - centre), centre
+
+
+def _stiff_ones(steps: Steps, part: Part, x: FloatArray, lam: float, every: bool) -> npt.NDArray[np.intp]:
+    """Which of the points (d, n) had better go alone; with ``every``, all whose flow is stiff."""
+    part, centre = _centred(part)
+    components, dim = part.means.shape
+    y = x.T / steps.alphas((lam, lam))[0] - centre
+    point, rho = stiff.Point(part), np.sqrt(part.variances.min() + np.exp(-lam))
+    stiffness = np.array([point.stiffness(lam, u) for u in y / rho])
+    if every:
+        return np.flatnonzero(stiffness > stiff.HARMLESS)
+    block = PER_SLOPE + LANES * components * (2.0 * dim**2 if part.axes is not None else 10.0 * dim + 30.0)
+    price = np.repeat([0.0, STAGES_PER_L * block], [1, len(y)])
+    return stiff.apart(stiffness, price, stiff.price(components, dim, part.axes is not None))
+
+
+def _go_alone(
+    steps: Steps, part: Part, ends: FloatArray, which: npt.NDArray[np.intp], span: tuple[float, float], path: int
+) -> None:
+    """Carry the columns ``which`` of ``ends`` by implicit steps."""
+    part, centre = _centred(part)
+    alpha, point = steps.alphas(span), stiff.Point(part)
+    unit = alpha * np.sqrt(part.variances.min() + np.exp(-np.array(span)))
+    for i in which:
+        state = np.append((ends[:-1, i] - alpha[0] * centre) / unit[0], ends[-1, i] + point.dim * np.log(unit[1] / unit[0]))
+        outcome, lam, taken, state = stiff.flow(point, state, span, *steps.tolerance[:2])
+        if outcome != adaptive.DONE:
+            refuse(outcome, lam, taken, path + int(i), path + int(i) + 1, stiff.MOST_STEPS)
+        ends[:-1, i], ends[-1, i] = unit[1] * state[:-1] + alpha[1] * centre, state[-1]
+
+
+def refuse(outcome: float, lam: float, taken: float, path: int, n: int, most: int) -> NoReturn:
+    """Raise what a block from ``path`` on, of ``n`` paths, that ended as ``outcome`` after ``taken`` steps calls for."""
     who = f"the probability flow of paths {path} to {min(path + LANES, n) - 1}"
     if outcome == adaptive.EXHAUSTED:
         raise DivergenceError(
-            f"{who} reached only log-SNR {lam:.4g} in {most} attempted steps ({taken} taken); loosen rtol and atol, "
+            f"{who} reached only log-SNR {lam:.4g} in {most} attempted steps ({taken:.0f} taken); loosen rtol and atol, "
             "ask for a shorter stretch of times, or leave out points far from the data."
         )
     raise DivergenceError(
-        f"{who} left the finite numbers at log-SNR {lam:.4g} after {taken} steps, or changes there faster than float64 "
+        f"{who} left the finite numbers at log-SNR {lam:.4g} after {taken:.0f} steps, or changes there faster than float64 "
         "can tell; start nearer to the data, or at a smaller log-SNR."
     )

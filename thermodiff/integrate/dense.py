@@ -10,13 +10,15 @@ where the rows of Q_k are the principal axes of component k, V_k its variances p
 divergence of s is sum_k p_k (|g_k|^2 - sum_i 1 / V_ki) - |s|^2.
 
 The compiled flow works on 256 points however few there are, and reads every axis twice for each of its slopes; here a slope
-of a group of points is two products with the axes of all components, and the steps are of higher order.
+of a group of points is two products with the axes of all components, and the steps are of higher order.  Points whose flow
+is so stiff that the others of their group would wait for them go on alone, see `thermodiff.integrate.stiff`.
 
 Reference: DOP853 of Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, section II.5, as in SciPy.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from concurrent.futures import Executor
 from functools import partial
 from typing import Any
@@ -29,8 +31,8 @@ from thermodiff._progress import Report
 from thermodiff._tasks import in_order
 from thermodiff.densities.entropy import Part
 from thermodiff.diffusion import Diffusion
-from thermodiff.integrate import adaptive
-from thermodiff.kernels.adaptive import EXHAUSTED, FIRST, LONGEST, LOST
+from thermodiff.integrate import adaptive, stiff
+from thermodiff.kernels.adaptive import DONE, EXHAUSTED, FIRST, LONGEST, LOST
 from thermodiff.kernels.jit import LANES
 
 FloatArray = npt.NDArray[np.float64]
@@ -43,8 +45,13 @@ WORTHWHILE, TOGETHER = 1 << 17, 32
 """Numbers that make the calls for a slope of a group cheap beside its work, and points that make good products of them."""
 ATTEMPT = 12
 """Slopes of an attempted step."""
-ROUNDING = 100.0 * float(np.finfo(np.float64).eps)
-"""Relative error of a coordinate in a step that is allowed in any case; SciPy takes no smaller one."""
+MOST_STEPS = 20_000
+"""Attempted steps of a group before it gives up: an hour of them would not help."""
+RECENT = 8
+"""Steps over which their length is judged."""
+STIFF, USUAL = 3.0, 1.5
+"""Lengths of a step in units of 1 / L: below the first it is stiffness that shortens them, the second was found at
+rtol = 1e-8."""
 
 
 def suits(part: Part, n: int) -> bool:
@@ -87,7 +94,7 @@ def flow(
     unit = alpha * np.sqrt(part.variances.min() + np.exp(-np.array(span)))
     points = (start[:-1].T - alpha[0] * centre) / unit[0]
     centred = part._replace(means=part.means - centre)
-    task = partial(_flow_groups, centred, span, (rtol, atol), adaptive.MOST_STEPS, group)
+    task = partial(_flow_groups, centred, span, (rtol, atol), min(MOST_STEPS, adaptive.MOST_STEPS), group)
     tasks = -(-points.shape[0] // size)
     pieces = []
     for piece in in_order(task, tasks, executor, inputs=lambda k: (k * size, points[k * size : (k + 1) * size])):
@@ -119,27 +126,66 @@ def _flow_groups(
 def _flow_group(
     part: Part, span: tuple[float, float], tolerance: tuple[float, float], most: int, first: int, points: FloatArray
 ) -> FloatArray:
-    from scipy.integrate import DOP853
-
-    n, dim = points.shape
-    high, low = span
-    # SciPy takes arrays here, though its signature has numbers.
-    scales: dict[str, Any] = dict(zip(("rtol", "atol"), _scales(n, dim, *tolerance), strict=True))
-    state = np.concatenate([points.ravel(), np.zeros(n)])
-    taken = 0
+    n = points.shape[0]
+    ends = np.concatenate([points, np.zeros((n, 1))], axis=1)
     # Where a state is out of range its slope is not a number, and the step is refused.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        solver = DOP853(
-            Slopes(part, n), high, state, low, first_step=min(FIRST, high - low), max_step=LONGEST, **scales
-        )  # fmt: skip
-        while solver.status == "running":
-            if solver.nfev >= ATTEMPT * most:
-                adaptive._refuse(EXHAUSTED, solver.t, taken, first, first + n, most)
-            solver.step()
-            taken += 1
+        lam, left, taken = span[0], np.arange(n), 0
+        while left.size:
+            lam, taken, leaving = _steps(part, (lam, span[1]), tolerance, most, taken, (first, first + n), left, ends)
+            for i in left[leaving]:
+                outcome, reached, steps, ends[i] = stiff.flow(stiff.Point(part), ends[i], (lam, span[1]), *tolerance)
+                if outcome != DONE:
+                    adaptive.refuse(outcome, reached, steps, first + int(i), first + int(i) + 1, stiff.MOST_STEPS)
+            left = np.delete(left, leaving) if lam > span[1] else left[:0]
+    return ends.T
+
+
+def _steps(
+    part: Part,
+    span: tuple[float, float],
+    tolerance: tuple[float, float],
+    most: int,
+    taken: int,
+    paths: tuple[int, int],
+    left: npt.NDArray[np.intp],
+    ends: FloatArray,
+) -> tuple[float, int, npt.NDArray[np.intp]]:
+    """Carry ``ends[left]`` together until done, or until some of them had better go alone.
+
+    Returns
+    -------
+    the lam reached, the steps taken so far, and the places in ``left`` of those that leave.
+    """
+    from scipy.integrate import DOP853
+
+    n, (dim, high, low) = left.size, (ends.shape[1] - 1, *span)
+    # SciPy takes arrays here, though its signature has numbers.
+    scales: dict[str, Any] = dict(zip(("rtol", "atol"), _scales(n, dim, *tolerance), strict=True))
+    state = np.concatenate([ends[left, :-1].ravel(), ends[left, -1]])
+    slopes, leaving = Slopes(part, n), np.arange(0)
+    solver = DOP853(slopes, high, state, low, first_step=min(FIRST, high - low), max_step=LONGEST, **scales)
+    recent = deque([high], maxlen=RECENT + 1)
+    while solver.status == "running" and not leaving.size:
+        if solver.nfev >= ATTEMPT * most:
+            adaptive.refuse(EXHAUSTED, solver.t, taken, *paths, most)
+        solver.step()
+        taken += 1
+        recent.append(solver.t)
+        if len(recent) > RECENT and (recent[0] - recent[-1]) * slopes.stiffness.max() < STIFF * RECENT:
+            leaving = stiff.apart(slopes.stiffness, *_prices(part, n))
     if solver.status == "failed":
-        adaptive._refuse(LOST, solver.t, taken - 1, first, first + n, most)
-    return np.concatenate([solver.y[:-n].reshape(n, dim).T, solver.y[None, -n:]])
+        adaptive.refuse(LOST, solver.t, taken - 1, *paths, most)
+    ends[left, :-1], ends[left, -1] = solver.y[:-n].reshape(n, dim), solver.y[-n:]
+    return float(solver.t), taken, leaving
+
+
+def _prices(part: Part, n: int) -> tuple[FloatArray, float]:
+    """For `stiff.apart`: of 0 ... n points together, and of one alone."""
+    components, dim = part.means.shape
+    together = stiff.CALL + 2 * components * dim**2 * np.arange(n + 1)
+    together[0] = 0.0
+    return ATTEMPT / USUAL * together, stiff.price(components, dim, axes=True)
 
 
 def _scales(n: int, dim: int, rtol: float, atol: float) -> tuple[FloatArray, FloatArray]:
@@ -152,17 +198,20 @@ def _scales(n: int, dim: int, rtol: float, atol: float) -> tuple[FloatArray, Flo
     # max(1, |volume|) is at least half of 1 + |volume|.
     relative = np.repeat([0.0, 0.5 * rtol * share], [n * dim, n])
     absolute = np.repeat([(rtol + atol) * share, (0.5 * rtol + atol) * share], [n * dim, n])
-    return np.maximum(relative, ROUNDING), absolute
+    return np.maximum(relative, stiff.ROUNDING), absolute
 
 
 class Slopes:
-    """du/dlam of n points and its divergence, as function of lam and the state: all coordinates, then all integrals."""
+    """du/dlam of n points and its divergence, as function of lam and the state: all coordinates, then all integrals.
+
+    ``stiffness`` is L of `stiff` at the last state, which after a step of SciPy's is its end.
+    """
 
     def __init__(self, part: Part, n: int) -> None:
         assert part.axes is not None
         components, dim = part.means.shape
         self._variances, self._narrow = part.variances, float(part.variances.min())
-        self._logw = np.log(part.weights)
+        self._logw, self.stiffness = np.log(part.weights), np.zeros(n)
         self._axes = part.axes.reshape(components * dim, dim)
         self._centres = np.einsum("kij,kj->ki", part.axes, part.means)
         # Fresh memory of this size comes as untouched pages, and touching them first would cost more than the work.
@@ -182,9 +231,12 @@ class Slopes:
         logits = self._logw - 0.5 * np.sum(np.log(variances), axis=1) - 0.5 * np.vecdot(y, pull)
         p = np.exp(logits - logits.max(axis=1, keepdims=True))
         p /= p.sum(axis=1, keepdims=True)
-        within = np.vecdot(p, np.vecdot(pull, pull) - np.sum(inverse, axis=1))
+        squares = np.vecdot(pull, pull)
+        within = np.vecdot(p, squares - np.sum(inverse, axis=1))
         pull *= p[:, :, None]
         score = -(pull.reshape(n, components * dim) @ self._axes)
         rate = 0.5 * noise / square
-        divergence = rate * (dim + within - np.vecdot(score, score))
+        size = np.vecdot(score, score)
+        self.stiffness = rate * (np.vecdot(p, squares) - size)
+        divergence = rate * (dim + within - size)
         return np.concatenate([(rate * (u + score)).ravel(), divergence])

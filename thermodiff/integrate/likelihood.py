@@ -45,7 +45,9 @@ def log_prob(
     those beside it.
 
     Mixtures with full covariances in many dimensions are carried by products of matrices, see `thermodiff.integrate.dense`,
-    unless there are so many points that the compiled flow is faster.
+    unless there are so many points that the compiled flow is faster.  Points far from all components have a stiff flow;
+    where others would wait for them they go on alone by implicit steps, see `thermodiff.integrate.stiff`, for one to a
+    few seconds each.
 
     Parameters
     ----------
@@ -58,7 +60,8 @@ def log_prob(
         Tolerances of a step, in nats: the volume may err by ``atol + rtol max(1, |its logarithm|)`` and a coordinate by
         ``atol + rtol`` of the narrowest width of p_t.
     method : {"dopri5"}
-        Dormand and Prince's pair of order 5(4), with steps in log-SNR; by products of matrices, theirs of order 8(5, 3).
+        Dormand and Prince's pair of order 5(4), with steps in log-SNR; by products of matrices, theirs of order 8(5, 3);
+        for stiff points Radau IIA.
     prior : {"marginal", "equilibrium"}
         Density at the noise end of the window: the exact p_T, or the equilibrium that a sampler starts from.
     executor, chunk
@@ -116,7 +119,7 @@ def _flow(
     if dense.suits(part, start.shape[1]):
         return dense.flow(system, start, span, rtol, atol, executor, chunk, report)
     narrow = float(part.variances.min())
-    return adaptive.flow(system, start, np.array(span), rtol, atol, executor, chunk, narrow, report)[1]
+    return adaptive.flow(system, start, np.array(span), rtol, atol, executor, chunk, narrow, report, part)[1]
 
 
 def _stretch(system: Diffusion, t: float) -> tuple[float, float, float]:

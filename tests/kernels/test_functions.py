@@ -61,7 +61,7 @@ QUESTIONS = [math.isnan, math.isinf, math.isfinite, np.isnan, np.isinf, np.isfin
 ELSEWHERE = (
     np.maximum, np.minimum, math.copysign, math.atan2, np.power, math.hypot, math.fmod, np.fmax, np.fmin, np.logaddexp,
     np.heaviside, np.add, np.subtract, np.multiply, np.divide, np.remainder, np.floor_divide, np.negative, np.square,
-    np.reciprocal, np.where, np.clip, math.dist, math.prod,
+    np.reciprocal, np.where, np.clip, math.dist, math.prod, np.sum, np.dot,
 )  # fmt: skip
 """Those whose tests stand further down."""
 
@@ -235,3 +235,19 @@ def test_where_a_slope_is_zero_an_infinite_derivative_counts_for_nothing() -> No
 def test_clipping_keeps_what_is_not_a_number() -> None:
     clipped, stepped = in_both_directions([lambda a, b: np.clip(a, -1.0, b), lambda a, b: np.heaviside(a, b)])(math.nan, 1.0)
     assert np.isnan([clipped[0], stepped[0]]).all()
+
+
+SQUARES = np.arange(6.0).reshape(2, 3) ** 2
+
+
+def test_sums_and_products_of_numpy() -> None:
+    """Of points, lists and tables; of tables alone as ever."""
+
+    def energy(x, t):
+        table = np.sum(SQUARES) + np.sum(SQUARES, 0)[1] + np.sum(SQUARES, axis=1)[0] + np.dot(SQUARES[0], SQUARES[1])
+        return table * x[0] + np.sum(x) ** 2 + np.sum([v**3 for v in x]) + np.dot(x, x) + np.dot(SQUARES[1], x)
+
+    table = SQUARES.sum() + SQUARES.sum(0)[1] + SQUARES.sum(1)[0] + SQUARES[0] @ SQUARES[1]
+    x = np.array([0.5, -0.25, 2.0])
+    slope = 2.0 * x.sum() + 3.0 * x**2 + 2.0 * x + SQUARES[1] + table * np.array([1.0, 0.0, 0.0])
+    np.testing.assert_allclose(force(energy, tuple(x)), -slope, rtol=1e-14)

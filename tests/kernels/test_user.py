@@ -356,7 +356,7 @@ def test_mistakes_get_a_sentence(name: str) -> None:
 def test_mistakes_in_potentials_get_a_sentence() -> None:
     for function, message in (
         (lambda x, t: (x[0], x[1]), "must return one number, the energy, got (0.1, 0.11)"),
-        (lambda x, t: np.sum(x), "sum cannot be used in it, or not on these arguments"),
+        (lambda x, t: np.median(x), "median cannot be used in it, or not on these arguments"),
         (lambda x, t: x[0] if t < 5.0 else math.sin(x[0], x[1]), "sin cannot be used in it, or not on these arguments"),
         (lambda x, t: divmod(x[0], 1.0)[0], "divmod cannot be used in it"),
     ):

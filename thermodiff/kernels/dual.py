@@ -18,7 +18,7 @@ from numba.extending import intrinsic, lower_cast, make_attribute_wrapper, model
 
 from thermodiff.kernels.jit import FLAGS, inline
 
-OPTIONS = {**{k: v for k, v in FLAGS.items() if k not in ("cache", "nogil")}, "forceinline": True}
+OPTIONS = {**{k: v for k, v in FLAGS.items() if k not in ("cache", "nogil")}, "forceinline": True, "no_cfunc_wrapper": True}
 
 
 def is_real(kind: Any) -> bool:

@@ -291,6 +291,44 @@ def _prod(numbers):
     return eval(f"lambda numbers: {' * '.join(f'numbers[{i}]' for i in range(len(numbers))) or 1}")
 
 
+def total(values, axis=None):
+    """numpy's sum, of a list or tuple, or of an array of floats."""
+    raise NotImplementedError("sum")
+
+
+def inner(a, b):
+    """numpy's dot, of two points, lists or tables, or of arrays of floats."""
+    raise NotImplementedError("dot")
+
+
+total.__name__, inner.__name__ = "sum", "dot"
+
+
+@overload(total, jit_options=OPTIONS)
+def _total(values, axis=None):
+    if isinstance(values, types.Array):
+        return lambda values, axis=None: np.sum(values, axis)
+    plain = axis is None or isinstance(axis, types.NoneType | types.Omitted)
+    return (lambda values, axis=None: sum(values)) if plain and isinstance(values, types.IterableType) else None
+
+
+@overload(inner, jit_options=OPTIONS)
+def _inner(a, b):
+    arrays = [kind for kind in (a, b) if isinstance(kind, types.Array)]
+    if len(arrays) == 2:
+        return lambda a, b: np.dot(a, b)
+    if any(kind.ndim != 1 for kind in arrays) or not all(isinstance(kind, types.IterableType) for kind in (a, b)):
+        return None
+
+    def summed(a, b):
+        found = 0.0
+        for left, right in zip(a, b):  # noqa: B905 (Numba has no strict=)
+            found = found + left * right
+        return found
+
+    return summed
+
+
 def _of_floats(name: str, scalar: Any, arrays: Any) -> Any:
     """A function of numpy where there are no duals: ``scalar`` of a number, numpy's own of an array."""
 
@@ -321,7 +359,7 @@ REPLACED = {
     np.isnan: isnan, np.isinf: isinf, np.isfinite: isfinite,
     np.power: power, np.float_power: power, np.hypot: hypot, np.arctan2: arctan2, np.copysign: copysign, np.fmod: fmod,
     np.maximum: maximum, np.minimum: minimum, np.fmax: fmax, np.fmin: fmin, np.logaddexp: logaddexp,
-    np.heaviside: heaviside, np.where: where, np.clip: clip,
+    np.heaviside: heaviside, np.where: where, np.clip: clip, np.sum: total, np.dot: inner,
     np.negative: operator.neg, np.add: operator.add, np.subtract: operator.sub, np.multiply: operator.mul,
     np.divide: operator.truediv, np.remainder: operator.mod, np.floor_divide: operator.floordiv,
     np.square: inline(lambda x: x * x), np.reciprocal: inline(lambda x: 1.0 / x),

@@ -16,6 +16,7 @@ import re
 import types as python_types
 from collections.abc import Callable, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import numba
@@ -24,7 +25,7 @@ import numpy as np
 from numba import types
 from numba.core.errors import NumbaError, UnsupportedBytecodeError
 
-from thermodiff.kernels import dual, functions
+from thermodiff.kernels import dual, functions, points
 from thermodiff.kernels.jit import FLAGS, LANES, UserKernel, field_signature
 
 _OPTIONS = {**FLAGS, "cache": False}
@@ -44,14 +45,14 @@ def field(x, row, params, out):
     xs, os, t = x[0], out[0], row[0]
     {unpack}
     for i in range({dim}):
-        {seeds}
         for lane in range(LANES):
-            os[i * LANES + lane] = -(function({seeded}, t{given}) + dual(0.0, 0.0)).slope
+            {body}
 """
-"""The gradient in many dimensions: the function is compiled once and not d times, and runs as fast."""
+"""Derivatives in many dimensions: the function is compiled once and not d times, and runs as fast."""
 
 _MANY = 8
-"""Coordinates from which on it is so written; below, the many zeros among the seeds compile to less."""
+"""Coordinates from which on it is so written, and a point is a view (`thermodiff.kernels.points`); below, the many zeros
+among the seeds compile to less."""
 
 _FILLED = """
 def field(x, row, params, out):
@@ -76,6 +77,29 @@ def guarded(point, t, slope{given}):
 """Around a filling function.  A function of its own: within a loop, Numba on Python 3.13 catches the first error only."""
 
 
+_GUARDED_CALL = """
+def guarded(point, t{given}):
+    try:
+        return function(point, t{given})
+    except Exception:
+        return {nan}
+"""
+"""Around a function that returns."""
+
+
+_REFUSALS = (
+    NumbaError,
+    UnsupportedBytecodeError,
+    AttributeError,
+    NotImplementedError,
+    OverflowError,
+    RecursionError,
+    IndexError,
+    TypeError,
+)
+"""What Numba raises of a function that it does not take."""
+
+
 class UserFunctionError(TypeError):
     """A function of the user's that cannot be compiled; the message says why in a sentence."""
 
@@ -88,35 +112,55 @@ def lane_field(function: Callable[..., Any], dim: int, parameters: int, kind: st
     (it returns d values D_i, and the field holds them and then dD_i/dx_i).
     """
     replaced = functions.PLAIN if kind in ("values", "filled") else functions.REPLACED
-    compiled = _compiled(function, replaced, inlined=kind != "filled", outer=())
-    scope: dict[str, Any] = {
-        "function": compiled,
-        "LANES": LANES,
-        "np": np,
-        "dual": dual.dual,
-    }
-    source = _source(dim, parameters, kind)
-    if kind == "filled":
-        exec(_GUARDED.format(given="".join(f", p{j}" for j in range(parameters))), scope)
-        scope["guarded"] = numba.njit(**_OPTIONS)(scope["guarded"])
+    compiled = _compiled(function, replaced, inlined=kind != "filled", outer=(), builtin={"tuple": points.tuple_of(dim)})
     try:
-        dispatcher = _made(source, scope)
-        if kind != "filled" and _may_raise(dispatcher):
-            dispatcher = _made(_guarded(source, 2 * dim if kind == "spread" else 1 if kind == "energy" else dim), scope)
-    except (
-        NumbaError,
-        UnsupportedBytecodeError,
-        AttributeError,
-        NotImplementedError,
-        OverflowError,
-        RecursionError,
-        IndexError,
-        TypeError,
-    ) as error:
+        if kind == "filled":
+            dispatcher = _filled(compiled, parameters)
+        elif dim < _MANY:
+            dispatcher = _safe(compiled, dim, parameters, kind, viewed=False)
+        else:
+            dispatcher = _safe_view(compiled, dim, parameters, kind)
+    except _REFUSALS as error:
         _check_length(function.__name__, compiled, dim, kind)
         raise UserFunctionError(_reason(function.__name__, str(error))) from None
     _check_length(function.__name__, compiled, dim, kind)
     return UserKernel(dispatcher)
+
+
+def _scope(compiled: Any) -> dict[str, Any]:
+    """What the source of a field uses."""
+    made = (
+        dual.dual, points.floats_at, points.duals_at, points.view_of_floats, points.view_of_duals, points.store_at,
+        points.store_dual_at, points.repeated,
+    )  # fmt: skip
+    return {"function": compiled, "LANES": LANES, "np": np, **{one.__name__: one for one in made}}
+
+
+def _filled(compiled: Any, parameters: int) -> Any:
+    scope, given = _scope(compiled), _given(parameters)
+    exec(_GUARDED.format(given=given), scope)
+    scope["guarded"] = numba.njit(**_OPTIONS)(scope["guarded"])
+    return _made(_FILLED.format(unpack=_unpack(parameters), given=given), scope)
+
+
+def _safe_view(compiled: Any, dim: int, parameters: int, kind: str) -> Any:
+    """The field of a function of a view; of a tuple, where the function does what only a tuple can, or is wrong."""
+    try:
+        return _safe(compiled, dim, parameters, kind, viewed=True)
+    except _REFUSALS:
+        return _safe(compiled, dim, parameters, kind, viewed=False)
+
+
+def _safe(compiled: Any, dim: int, parameters: int, kind: str, *, viewed: bool) -> Any:
+    """The field, with nan where the function ends in an error."""
+    entry = types.float64 if kind in ("values", "energy") else dual.DUAL
+    point = points.PointType(entry, dim) if viewed else types.UniTuple(entry, dim)
+    arguments = (point, *[types.float64] * (1 + parameters))
+    compiled.compile(arguments)
+    scope = _scope(compiled)
+    if _may_raise(compiled, arguments):
+        scope["function"] = _guarded(scope, dim, parameters, kind)
+    return _made(_source(dim, parameters, kind, viewed), scope)
 
 
 def _made(source: str, scope: dict[str, Any]) -> Any:
@@ -126,20 +170,27 @@ def _made(source: str, scope: dict[str, Any]) -> Any:
     return dispatcher
 
 
-def _may_raise(dispatcher: Any) -> bool:
-    """Whether the compiled field can end in an error, which no kernel would hear of: an index that is out of range."""
-    code = dispatcher.inspect_llvm(field_signature.args)
-    own = re.search(r"^define [^\n]*5field[^\n]*\{$.*?^\}", code, re.DOTALL | re.MULTILINE)
+def _may_raise(compiled: Any, arguments: tuple[Any, ...]) -> bool:
+    """Whether the compiled function can end in an error, which no kernel would hear of: an index that is out of range."""
+    made = compiled.overloads[arguments]
+    name = re.escape(made.fndesc.mangled_name)
+    own = re.search(rf'^define [^\n]*@"?{name}"?\([^\n]*\{{$.*?^\}}', made.library.get_llvm_str(), re.DOTALL | re.MULTILINE)
     return own is None or any(status != "0" for status in re.findall(r"ret i32 (\S+)", own.group()))
 
 
-def _guarded(source: str, rows: int) -> str:
-    """The same field, which gives nan where the function ends in an error."""
-    head, loop, body = source.partition("for lane in range(LANES):\n")
-    indent = body[: len(body) - len(body.lstrip())]
-    tried = "".join(f"    {line}\n" for line in body.splitlines())
-    caught = f"{indent}    for r in range({rows}):\n{indent}        os[r * LANES + lane] = np.nan\n"
-    return f"{head}{loop}{indent}try:\n{tried}{indent}except Exception:\n{caught}"
+def _guarded(scope: dict[str, Any], dim: int, parameters: int, kind: str) -> Any:
+    """The function of a scope, which gives nan where it ends in an error.
+
+    Around its call alone: within ``try`` Numba cuts the code after every operation, and a point of 20 duals, made there,
+    took it ten times as long as all else.
+    """
+    nan = "dual(np.nan, np.nan)" if kind in ("gradient", "spread") else "np.nan"
+    if kind in ("values", "spread"):
+        nan = f"repeated({nan}, {dim})"
+    source = _GUARDED_CALL.format(given=_given(parameters), nan=nan)
+    made = dict(scope)
+    exec(source, made)
+    return numba.njit(**_OPTIONS, forceinline=True)(made["guarded"])
 
 
 def _check_length(name: str, compiled: Any, dim: int, kind: str) -> None:
@@ -155,44 +206,43 @@ def _check_length(name: str, compiled: Any, dim: int, kind: str) -> None:
         )
 
 
-def _source(dim: int, parameters: int, kind: str) -> str:
-    names = [f"p{j}" for j in range(parameters)]
-    unpack = "; ".join(f"{name} = params[{j}]" for j, name in enumerate(names)) or "pass"
-    given = "".join(f", {name}" for name in names)
-    if kind == "filled":
-        return _FILLED.format(unpack=unpack, given=given)
-    place = [f"lane + {i * LANES}" for i in range(dim)]
-    if kind == "values":
-        point = _tuple([f"xs[{at}]" for at in place])
-        body = [f"value = function({point}, t{given})", *(f"os[{at}] = value[{i}]" for i, at in enumerate(place))]
-        return _LOOP.format(unpack=unpack, body="\n        ".join(body))
-    if kind == "energy":
-        point = _tuple([f"xs[{at}]" for at in place])
-        return _LOOP.format(unpack=unpack, body=f"os[lane] = function({point}, t{given})")
-    if kind == "gradient" and dim >= _MANY:
-        seeds = "; ".join(f"s{i} = 1.0 * (i == {i})" for i in range(dim))
-        seeded = _tuple([f"dual(xs[{at}], s{i})" for i, at in enumerate(place)])
-        return _DIRECTIONS.format(unpack=unpack, dim=dim, seeds=seeds, seeded=seeded, given=given)
-    body = []
-    for i, at in enumerate(place):
-        seeded = _tuple([f"dual(xs[{other}], {1.0 if j == i else 0.0})" for j, other in enumerate(place)])
-        body.append(f"value = function({seeded}, t{given})")
-        if kind == "gradient":
-            body.append(f"os[{at}] = -(value + dual(0.0, 0.0)).slope")
-        else:
-            body.append(f"level = value[{i}] + dual(0.0, 0.0)")
-            body.append(f"os[{at}] = level.value; os[lane + {(dim + i) * LANES}] = level.slope")
-    return _LOOP.format(unpack=unpack, body="\n        ".join(body))
+def _given(parameters: int) -> str:
+    return "".join(f", p{j}" for j in range(parameters))
 
 
-def _tuple(entries: list[str]) -> str:
-    """A tuple, of pieces: one of more than 30 entries Python makes by way of a list, which Numba does not always undo."""
-    pieces = [entries[first : first + 30] for first in range(0, len(entries), 30)]
-    return "(" + " + ".join(f"({', '.join(piece)},)" for piece in pieces) + ")"
+def _unpack(parameters: int) -> str:
+    return "; ".join(f"p{j} = params[{j}]" for j in range(parameters)) or "pass"
 
 
-def _compiled(function: Callable[..., Any], replaced: Mapping[Any, Any], *, inlined: bool, outer: tuple[Any, ...]) -> Any:
-    """The function under Numba, with replacements for what it takes from math and numpy; ``outer`` functions call it."""
+def _source(dim: int, parameters: int, kind: str, viewed: bool = False) -> str:
+    entries = "floats" if kind in ("values", "energy") else "duals"
+    made = f"view_of_{entries}" if viewed else f"{entries}_at"
+    call = f"function({made}(xs, lane, {dim}, {{i}}), t{_given(parameters)})"
+    body = {
+        "values": f"store_at(os, lane, {call})",
+        "energy": f"os[lane] = {call}",
+        "gradient": f"os[{{i}} * LANES + lane] = -({call} + dual(0.0, 0.0)).slope",
+        "spread": f"store_dual_at(os, lane, {call}, {{i}})",
+    }[kind]
+    if entries == "floats":
+        return _LOOP.format(unpack=_unpack(parameters), body=body.format(i=0))
+    if dim >= _MANY:
+        return _DIRECTIONS.format(unpack=_unpack(parameters), dim=dim, body=body.format(i="i"))
+    return _LOOP.format(unpack=_unpack(parameters), body="\n        ".join(body.format(i=i) for i in range(dim)))
+
+
+def _compiled(
+    function: Callable[..., Any],
+    replaced: Mapping[Any, Any],
+    *,
+    inlined: bool,
+    outer: tuple[Any, ...],
+    builtin: Mapping[str, Any] = MappingProxyType({}),
+) -> Any:
+    """The function under Numba, with replacements for what it takes from math and numpy, and for functions of Python's own.
+
+    ``outer`` functions call it.
+    """
     if function in outer:
         raise UserFunctionError(f"{outer[0].__name__}: {function.__name__} calls itself; write it as a loop.")
     outer = (*outer, function)
@@ -204,6 +254,7 @@ def _compiled(function: Callable[..., Any], replaced: Mapping[Any, Any], *, inli
     _require_plain_arguments(function)
     names = set(_globals(function.__code__))
     scope = {name: _substitute(value, replaced, outer) for name, value in function.__globals__.items() if name in names}
+    scope = {name: value for name, value in builtin.items() if name in names} | scope
     cells = function.__closure__ or ()
     closure = tuple(python_types.CellType(_substitute(cell.cell_contents, replaced, outer)) for cell in cells)
     copy = python_types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, closure)

@@ -204,3 +204,14 @@ def test_a_diffusion_says_what_it_is() -> None:
     assert repr(system).startswith("Diffusion(<GaussianMixture: 2 components in d = 1, isotropic>, VP(")
     assert repr(td.PointCloud([[0.0], [1.0]])) == "<PointCloud: 2 points in d = 1>"
     assert repr(Samples([[0.0], [1.0]])) == "<Samples: 2 points in d = 1>"
+
+
+@pytest.mark.parametrize("noise", [td.VP(), td.VP(8.0, 4.0), td.SubVP(), td.VE(sigma_max=5.0)], ids=lambda noise: noise.name)
+def test_windows_beyond_the_end_of_a_schedule_are_of_a_process_that_goes_on(noise: td.Schedule) -> None:
+    low = float(noise.lam(noise.t_end)) - 1.5
+    ledger = td.account(Diffusion(td.GaussianMixture([[-1.5], [1.0]], stds=[0.3, 0.5]), noise), lam=(low, 4.0), rng=1)
+    assert ledger.times.max() > noise.t_end
+    assert (noise.diffusivity(ledger.times) > 0.0).all()
+    np.testing.assert_allclose(noise.lam(ledger.times), ledger.lam, rtol=1e-12)
+    total = ledger.total("total")
+    assert abs(total.value - ledger.oracle.value) < 4.0 * np.hypot(total.error, ledger.oracle.error)

@@ -172,6 +172,17 @@ def test_bad_windows_are_refused(arguments, error, message: str) -> None:
         VP().window(**arguments)
 
 
+@pytest.mark.parametrize(("noise", "rest"), [(VP(8.0, 4.0), "-8"), (SubVP(8.0, 4.0), "-7.999")], ids=["VP", "SubVP"])
+def test_a_window_begins_before_a_falling_beta_has_come_to_zero(noise: Schedule, rest: str) -> None:
+    """Beyond there is no time, and what formulas give for one has a negative diffusivity."""
+    message = f"begins at -9, and .* comes to rest at log-SNR {rest}, where .* fallen to zero; begin at -[56].99., its end at t = 1"
+    with pytest.raises(ValueError, match=message):
+        noise.window(lam=(-9.0, 4.0))
+    lam = np.linspace(*noise.window(lam=(-7.5, 4.0)), 50)
+    np.testing.assert_allclose(noise.lam(noise.time(lam)), lam, rtol=1e-12, atol=1e-12)
+    assert (noise.diffusivity(noise.time(lam)) > 0.0).all()
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [

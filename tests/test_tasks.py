@@ -1,19 +1,23 @@
 """Tasks over executors: order, laziness, failures."""
 
+import contextvars
+import hashlib
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import weakref
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 from user_dynamics import process_id
 
 from thermodiff import _tasks
-from thermodiff._tasks import cores, in_order
+from thermodiff._tasks import cores, in_order, pause
 
 
 def slow_first(k: int) -> int:
@@ -320,3 +324,113 @@ def test_a_thread_that_ends_the_program_is_heard_of(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(_tasks, "cores", lambda: 2)
     with pytest.raises(SystemExit):
         list(in_order(leave, 100, None))
+
+
+def deaf(k: int) -> int:
+    """As a kernel it releases the interpreter, and comes back only when it is done, after some seconds."""
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 8_000_000)
+    return k
+
+
+@pytest.mark.parametrize("count", [1, 50])
+@pytest.mark.parametrize("workers", [None, 1])
+def test_an_interrupt_is_heard_while_tasks_are_under_way(count: int, workers: int | None) -> None:
+    finished, executor = [], None if workers is None else ThreadPoolExecutor(workers)
+    timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        list(in_order(lambda k: finished.append(deaf(k)), count, executor))
+    assert finished == []
+    timer.join()
+    if executor is not None:
+        executor.shutdown(wait=False)
+
+
+def test_the_main_thread_works_while_tasks_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    for short, most in ((60.0, 39), (0.0, 0)):
+        monkeypatch.setattr(_tasks, "SHORT", short)
+        here = [thread == threading.get_ident() for thread in in_order(lambda k: threading.get_ident(), 40, None)]
+        assert min(most, 1) <= sum(here) <= most
+
+
+@pytest.mark.parametrize("workers", [None, 2])
+def test_tasks_of_a_call_that_has_ended_stop(workers: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_tasks, "SHORT", 0.0)  # the endless ones are for helpers
+    begun, stopped, executor = [], [], None if workers is None else ThreadPoolExecutor(workers)
+
+    def endless(k: int) -> int:
+        begun.append(k)
+        try:
+            while k > 0:
+                time.sleep(0.005)
+                pause()
+        except CancelledError:
+            stopped.append(k)
+            raise
+        return k
+
+    results = in_order(endless, 100, executor)
+    assert next(results) == 0
+    results.close()
+    since = time.monotonic()
+    while set(begun) - {0} != set(stopped) and time.monotonic() - since < 20.0:
+        time.sleep(0.01)
+    assert set(begun) - {0} == set(stopped)
+    pause()  # nothing has ended here
+
+
+def test_a_worker_that_was_interrupted_does_not_begin_what_it_was_handed_beside() -> None:
+    made = []
+
+    def task(k: int) -> None:
+        made.append(k)
+        raise KeyboardInterrupt
+
+    tasks = _tasks._Task(task)
+    with pytest.raises(KeyboardInterrupt):
+        tasks(0)
+    with pytest.raises(CancelledError):
+        tasks(1)
+    assert made == [0]
+    with pytest.raises(KeyboardInterrupt):
+        _tasks._Task(task)(2)
+
+
+def test_a_forked_process_has_helpers_of_its_own() -> None:
+    assert list(in_order(slow_first, 20, None)) == [k * k for k in range(20)]
+    child = FORK.Process(target=lambda: sys.exit(list(in_order(slow_first, 20, None)) != [k * k for k in range(20)]))
+    child.start()
+    child.join(60.0)
+    assert child.exitcode == 0
+
+
+VALUE = contextvars.ContextVar("value", default=0)
+
+
+def test_helpers_work_in_the_context_of_the_caller() -> None:
+    token = VALUE.set(3)
+    try:
+        assert set(in_order(lambda k: time.sleep(0.001) or VALUE.get(), 40, None)) == {3}
+    finally:
+        VALUE.reset(token)
+
+
+PROGRAM = """
+import _thread, hashlib, threading
+from thermodiff._tasks import in_order
+
+def deaf(k):
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 40_000_000)
+    print("finished", flush=True)
+
+threading.Timer(0.3, _thread.interrupt_main).start()
+try:
+    list(in_order(deaf, 4, None))
+except KeyboardInterrupt:
+    print("heard", flush=True)
+"""
+
+
+def test_a_program_does_not_wait_for_helpers_when_it_ends() -> None:
+    found = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=300, check=False)
+    assert (found.returncode, found.stdout) == (0, "heard\n")

@@ -4,27 +4,90 @@ from __future__ import annotations
 
 import math
 import os
+import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from functools import cache
-from typing import Any, TypeVar
+from contextvars import copy_context
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 T = TypeVar("T")
 
+SHORT = 0.1
+"""Seconds of a task up to which the main thread works too: what interrupts it must wait until a kernel comes back."""
+GLANCE = 0.2
+"""Seconds after which a wait looks up, where an interrupt does not end it."""
 
-@cache
-def _helpers() -> ThreadPoolExecutor:
-    """One pool for the process, beside the thread that calls; kernels and NumPy release the GIL."""
-    return ThreadPoolExecutor(max_workers=max(cores() - 1, 1), thread_name_prefix="thermodiff")
+
+class _Helpers:
+    """Threads beside the caller's, as many as are at work at a time; kernels and NumPy release the GIL.
+
+    They end with the program.  Those of a `ThreadPoolExecutor` would be waited for, however long their tasks are.
+    """
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+
+    def call(self, function: Callable[[], object]) -> None:
+        if not self._idle.acquire(blocking=False):
+            threading.Thread(target=self._serve, name="thermodiff", daemon=True).start()
+        self._calls.put(function)
+
+    def _serve(self) -> None:
+        while True:
+            self._calls.get()()
+            self._idle.release()
 
 
+_POOL = [_Helpers()]
 _OWN = threading.local()
+_ENDED: deque[str] = deque(maxlen=256)
+"""Names of the last calls of `in_order` that ended early, of which tasks may still be at work."""
+
+if hasattr(os, "register_at_fork"):  # a forked process has none of the threads
+    os.register_at_fork(after_in_child=lambda: _POOL.__setitem__(0, _Helpers()))
+
+
+class _Task(Generic[T]):
+    """A function for the tasks of one call, which come to nothing once it has ended."""
+
+    def __init__(self, function: Callable[[Any], T]) -> None:
+        self.function, self.name = function, os.urandom(8).hex()
+
+    def __call__(self, given: Any) -> T:
+        outer, _OWN.name = getattr(_OWN, "name", ""), self.name
+        try:
+            pause()
+            return self.function(given)
+        except KeyboardInterrupt:
+            # The task that a worker process has been handed beside this one is not begun.
+            self.end()
+            raise
+        finally:
+            _OWN.name = outer
+
+    def end(self) -> None:
+        """Nobody waits for the rest."""
+        _ENDED.append(self.name)
+
+
+def pause() -> None:
+    """To be called by long tasks a few times a second: an interrupt is heard here, or that nobody waits for them any more.
+
+    Raises
+    ------
+    CancelledError
+        In a task of a call of `in_order` that has ended.
+    """
+    if getattr(_OWN, "name", "") in _ENDED:
+        raise CancelledError
 
 
 def workspace(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -57,17 +120,18 @@ def in_order(
 
     ``inputs(k)``, made here when task k is handed out, takes the place of k: only a task's own data travels.  A few tasks
     per worker of an executor are under way at a time, so memory does not grow with ``count``.  Without ``concurrent`` the
-    calls are made here, one by one.  Where a worker process dies, a new pool takes over what is missing.
+    calls are made here, one by one.  Where a worker process dies, a new pool takes over what is missing.  An interrupt is
+    heard at once, however long the tasks are, and those that have not begun never do.
     """
     if executor is not None and (isinstance(executor, type) or not hasattr(executor, "submit")):
         raise TypeError(f"executor must be a concurrent.futures.Executor, got {executor!r:.60}.")
     given = inputs or _same
-    if not concurrent or count == 1 or (executor is None and cores() == 1):
+    if not concurrent:
         yield from (function(given(k)) for k in range(count))
-    elif executor is None:
+    elif executor is None or count == 1:
         yield from _with_helpers(function, count, given)
     else:
-        yield from _submitted(function, count, executor, given)
+        yield from _submitted(_Task(function), count, executor, given)
 
 
 def _same(k: int) -> int:
@@ -75,50 +139,94 @@ def _same(k: int) -> int:
 
 
 def _with_helpers(function: Callable[[Any], T], count: int, given: Callable[[int], Any]) -> Iterator[T]:
-    """Work here too: a thread that only waits is often woken on the core of a worker, which then stands still."""
-    results: list[Future[T] | None] = [Future() for _ in range(count)]
-    unclaimed = iter(range(count))
-    claimed = handed_on = 0
-    ahead, wanted = 4 * cores(), min(cores(), count) - 1
-    helping: list[Future[None]] = []
-
-    def work() -> bool:
-        nonlocal claimed
-        k = next(unclaimed, None)
-        if k is None:
-            return False
-        claimed = k + 1
-        result = results[k]
-        assert result is not None
-        try:
-            result.set_result(function(given(k)))
-        except BaseException as error:  # also sys.exit: what waits for this result must hear of it
-            result.set_exception(error)
-        return True
-
-    def help_out() -> None:
-        # A helper that is far ahead leaves, so that results do not pile up; it never waits.
-        while claimed - handed_on < ahead and work():
-            pass
-
+    shared = _Shared(_Task(function), count, given)
     try:
         for k in range(count):
-            helping = [helper for helper in helping if not helper.done()]
-            while len(helping) < wanted and claimed < count:
-                helping.append(_helpers().submit(help_out))
-            result = results[k]
-            assert result is not None
-            while not result.done() and work():
-                pass
-            value = result.result()
-            # What has been handed on is not kept.
-            results[k] = result = None
-            handed_on = k + 1
+            value = shared.result(k)
             yield value
             del value
     finally:
-        # Whatever ends this early leaves nothing to claim.
-        deque(unclaimed, maxlen=0)
+        shared.end()
+
+
+class _Shared(Generic[T]):
+    """Tasks that this thread and helpers take from one row.
+
+    This one works too: a thread that only waits is often woken on the core of a worker, which then stands still.  The main
+    thread does so only while tasks are seen to be short, and a helper stands in for it until then.
+    """
+
+    def __init__(self, task: _Task[T], count: int, given: Callable[[int], Any]) -> None:
+        self.task, self.count, self.given = task, count, given
+        self.results: list[Future[T] | None] = [Future() for _ in range(count)]
+        self.unclaimed = iter(range(count))
+        self.claimed = self.handed_on = 0
+        self.ahead, self.workers = 4 * cores(), min(cores(), count)
+        self.helping: set[object] = set()
+        self.patient = threading.current_thread() is threading.main_thread()
+        self.works = not self.patient
+        """Whether the thread that waits for the results works too."""
+
+    def result(self, k: int) -> T:
+        """That of task k, once: what has been handed on is not kept."""
+        future = self.results[k]
+        assert future is not None
+        while not future.done():
+            while len(self.helping) < self.workers - self.works and self.claimed < self.count:
+                self.hire()
+            if not (self.works and self.work()):
+                _glance(future)
+        self.results[k], self.handed_on = None, k + 1
+        return future.result()
+
+    def hire(self) -> None:
+        """One helper more, in the context of this thread."""
+        me, context = object(), copy_context()
+        self.helping.add(me)
+        _POOL[0].call(lambda: context.run(self.help_out, me))
+
+    def work(self) -> bool:
+        """Do the next task; whether there was one."""
+        k = next(self.unclaimed, None)
+        if k is None:
+            return False
+        self.claimed = k + 1
+        future = self.results[k]
+        assert future is not None
+        try:
+            future.set_result(self.timed(k))
+        except Exception as error:
+            future.set_exception(error)
+        except BaseException as error:  # also sys.exit: what waits for this result must hear of it
+            future.set_exception(error)
+            if threading.current_thread() is threading.main_thread():
+                raise
+        return True
+
+    def timed(self, k: int) -> T:
+        since = time.monotonic()
+        value = self.task(self.given(k))
+        if self.patient:
+            self.works = time.monotonic() - since < SHORT
+        return value
+
+    def help_out(self, me: object) -> None:
+        # A helper that is far ahead leaves, so that results do not pile up, and one too many; it never waits.
+        while self.claimed - self.handed_on < self.ahead and len(self.helping) <= self.workers - self.works and self.work():
+            pass
+        self.helping.discard(me)
+
+    def end(self) -> None:
+        """Whatever ends this early leaves nothing to claim."""
+        deque(self.unclaimed, maxlen=0)
+        if self.handed_on < self.count:
+            self.task.end()
+
+
+def _glance(future: Future[Any]) -> None:
+    """Wait, but not for long."""
+    with suppress(TimeoutError, CancelledError):
+        future.exception(GLANCE)
 
 
 UNKNOWN_WORKERS = 256
@@ -131,7 +239,7 @@ MOST_IDLE_DEATHS = 2
 """Pools in a row that die before they have finished a task: workers that cannot start would die again."""
 
 
-def _submitted(function: Callable[[Any], T], count: int, executor: Executor, given: Callable[[int], Any]) -> Iterator[T]:
+def _submitted(task: _Task[T], count: int, executor: Executor, given: Callable[[int], Any]) -> Iterator[T]:
     pool, losses, told = executor, _Losses(), _workers(executor)
     ahead = 4 * (told or max(cores(), UNKNOWN_WORKERS))
     waiting: dict[int, Future[T]] = {}
@@ -140,7 +248,9 @@ def _submitted(function: Callable[[Any], T], count: int, executor: Executor, giv
         while k < count:
             try:
                 for j in _wanted(waiting, range(k, min(k + ahead, count)), None if told else MOST_FINISHED):
-                    waiting[j] = pool.submit(function, given(j))
+                    waiting[j] = pool.submit(task, given(j))
+                while not waiting[k].done():
+                    _glance(waiting[k])
                 value = waiting[k].result()
             except BrokenExecutor as error:
                 waiting = {j: future for j, future in waiting.items() if _finished(future)}
@@ -151,6 +261,8 @@ def _submitted(function: Callable[[Any], T], count: int, executor: Executor, giv
             k += 1
             yield value
     finally:
+        if waiting:
+            task.end()
         for future in waiting.values():
             future.cancel()
         if pool is not executor:

@@ -101,7 +101,8 @@ class Schedule(ABC):
         """Edges (low, high) of the log-SNR window, from ``lam``, from ``times``, or the default of the schedule.
 
         The default runs from lam(t_end) (or -25 where alpha(t_end) = 0) to 20 - ln scale**2.  ``times = (t0, t1)`` with
-        an end where lam is infinite takes the default edge there.
+        an end where lam is infinite takes the default edge there.  ``lam`` may begin beyond t_end, where the formulas of the
+        schedule hold as before: it is then of a process that goes on for longer.
         """
         if lam is not None and times is not None:
             raise ValueError("window: both lam= and times= were given; give one of them.")
@@ -109,6 +110,12 @@ class Schedule(ABC):
             pair = increasing_pair("lam", lam)
             if max(map(abs, pair)) > MOST_LAM:
                 raise ValueError(f"lam must lie within -{MOST_LAM:g} ... {MOST_LAM:g}, got ({pair[0]:g}, {pair[1]:g}).")
+            if pair[0] <= self._last_lam:
+                raise ValueError(
+                    f"lam: the window begins at {pair[0]:g}, and {self.name} comes to rest at log-SNR {self._last_lam:.4g}, "
+                    f"where its diffusivity has fallen to zero; begin at {float(self.lam(self.t_end)):.4g}, its end at "
+                    f"t = {self.t_end:g}."
+                )
             return pair
         low, high = self._default_window()
         if times is not None:
@@ -121,6 +128,11 @@ class Schedule(ABC):
                 float(edges[1]) if np.isfinite(edges[1]) else high,
             )
         return low, high
+
+    @property
+    def _last_lam(self) -> float:
+        """The log-SNR that the process never reaches, were it to go on beyond t_end."""
+        return -np.inf
 
     def _default_window(self) -> tuple[float, float]:
         end = float(self.lam(self.t_end))
@@ -161,6 +173,12 @@ class _Linear(Schedule):
 
     def _beta(self, t: FloatArray) -> FloatArray:
         return self.beta_min + (self.beta_max - self.beta_min) * t
+
+    @property
+    def _last_lam(self) -> float:
+        # A beta that falls comes to zero; beyond, noise would be taken away.
+        fall = self.beta_min - self.beta_max
+        return float(self.lam(self.beta_min / fall)) if fall > 0.0 else -np.inf
 
     def _integral(self, t: FloatArray) -> FloatArray:
         """B(t), the integral of beta from 0 to t."""

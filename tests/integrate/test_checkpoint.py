@@ -1,11 +1,15 @@
 """The record of a run on disk."""
 
+import contextlib
 import errno
 import io
 import json
 import os
+import platform
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -267,3 +271,47 @@ def test_sealed_files_do_in_place_of_a_damaged_record(content: str, kept: str, t
     for run, key in ((RUN | {"code": "b"}, KEY), (RUN, KEY + np.uint32(1))):
         with pytest.raises(ValueError, match=r"run\.json is not the record of a run"):
             Checkpoint(tmp_path / "b", run, 0, key)
+
+
+def test_what_a_killed_run_was_writing_is_removed_by_the_next(tmp_path: Path) -> None:
+    """Of this machine, where that run is no more."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    machine = platform.node()
+    dead = tmp_path / f".chunk-0000009.npz.{machine}.{child.pid}.10.tmp"
+    others = [
+        tmp_path / f".chunk-0000009.npz.{where}.{pid}.3.tmp" for where, pid in ((machine, os.getppid()), ("x", child.pid))
+    ]
+    for file in (dead, *others):
+        file.write_bytes(b"half")
+    saved = Checkpoint(tmp_path, RUN, 0, KEY)
+    assert dead.exists()  # it may be that there is nothing to write
+    saved.save(0, PIECE)
+    assert not dead.exists()
+    assert all(file.exists() for file in others)
+
+
+def test_stretches_come_back_as_far_as_they_are_whole(tmp_path: Path) -> None:
+    steps, saved = [10, 20, 30], Checkpoint(tmp_path, RUN, 0, KEY)
+    assert saved.parts(2, steps) == []
+    news = [{"states": np.arange(float(j + 1))} for j in range(3)]
+    for step, new in zip(steps, news, strict=True):
+        saved.add_part(2, step, new)
+    file = tmp_path / "part-0000002.npz"
+    content = file.read_bytes()
+    found = Checkpoint(tmp_path, RUN, 0, KEY).parts(2, steps)
+    assert [record["states"].size for record in found] == [1, 2, 3]
+    for end in (0, 5, len(content) // 2, len(content) - 1):
+        file.write_bytes(content[:end])
+        with pytest.warns(RuntimeWarning, match="is damaged, or was being") if end else contextlib.nullcontext():
+            again = Checkpoint(tmp_path, RUN, 0, KEY)
+            found = again.parts(2, steps)
+        assert [record["states"].size for record in found] == [1, 2, 3][: len(found)]
+        for step, new in list(zip(steps, news, strict=True))[len(found) :]:
+            again.add_part(2, step, new)
+        assert len(file.read_bytes()) == len(content)
+        assert len(Checkpoint(tmp_path, RUN, 0, KEY).parts(2, steps)) == 3
+    with pytest.warns(RuntimeWarning, match="after stretch 0 of chunk 2 is computed again"):
+        assert saved.parts(2, [11, 20]) == []
+    saved.drop_parts(3)
+    assert not file.exists()

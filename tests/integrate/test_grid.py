@@ -28,3 +28,17 @@ def test_a_grid_is_cut_at_steps(stops: list[int]) -> None:
     np.testing.assert_allclose(np.concatenate([[0.0], fine.ends()])[kept], grid.times, rtol=1e-14)
     begun = np.concatenate([[0], np.cumsum(fine.counts)[:-1]])
     np.testing.assert_array_equal(begun - fine.skips, np.where(begun < 5, 0, 5))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 15, 99])
+def test_parts_of_a_grid_hold_all_steps_once(size: int) -> None:
+    whole = Grid.of([0.0, 0.5, 0.6, 1.5], 0.1, 1)
+    total, steps = int(whole.counts.sum()), []
+    for first in range(0, total, size):
+        part, j = whole.part(first, min(first + size, total))
+        assert (part.counts > 0).all()
+        np.testing.assert_array_equal(part.times[:-1], whole.times[j : j + part.counts.size])
+        for t, h, skip, n in zip(part.times[:-1], part.widths, part.skips, part.counts, strict=True):
+            steps += [t + h * (skip + i) for i in range(n)]
+    expected = [t + h * i for t, h, n in zip(whole.times[:-1], whole.widths, whole.counts, strict=True) for i in range(n)]
+    np.testing.assert_array_equal(steps, expected)

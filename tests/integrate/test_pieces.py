@@ -8,7 +8,7 @@ import pytest
 from user_dynamics import double_well, dragged
 
 import thermodiff as td
-from thermodiff.integrate import pieces, run
+from thermodiff.integrate import checkpoint, pieces, run
 
 N = 600
 X0 = 0.5 * np.random.default_rng(0).standard_normal((N, 1))
@@ -110,6 +110,70 @@ def test_a_damaged_part_is_computed_again(tmp_path: Path, short: None) -> None:
     part.write_bytes(part.read_bytes()[:-1])
     with pytest.warns(RuntimeWarning, match=r"part-0000000\.npz is damaged"):
         same(td.simulate(WELL, X0, checkpoint=tmp_path, **GIVEN), path)
+
+
+@pytest.mark.parametrize("damage", [lambda part: part[:-40], lambda part: part + part[:50], lambda part: part + b"x"])
+def test_a_stretch_that_was_being_written_costs_that_stretch(
+    damage, tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = td.simulate(WELL, X0, heat=True, **GIVEN)
+    with pytest.raises(Stop):
+        td.simulate(WELL, X0, heat=True, checkpoint=tmp_path, progress=stop_at(4), **GIVEN)
+    part, made, call = tmp_path / "part-0000000.npz", [], run.Stretch.__call__
+    part.write_bytes(damage(part.read_bytes()))
+    monkeypatch.setattr(run.Stretch, "__call__", lambda self, task: made.append(1) or call(self, task))
+    with (
+        pytest.raises(Stop),
+        pytest.warns(RuntimeWarning, match=r"part-0000000\.npz is damaged, or was being written.* stretch [34] of chunk 0"),
+    ):
+        td.simulate(WELL, X0, heat=True, checkpoint=tmp_path, progress=stop_at(6), **GIVEN)
+    assert len(made) <= 3
+    # What was damaged has been written over.
+    same(td.simulate(WELL, X0, heat=True, checkpoint=tmp_path, **GIVEN), path)
+    assert len(made) <= 4
+
+
+@pytest.mark.parametrize("paths", [1, 600])
+def test_what_is_written_grows_with_the_states_alone(paths: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with their number times that of the stretches, and not with lanes that hold no path."""
+    written, stored = [], checkpoint._stored
+    monkeypatch.setattr(run, "STRETCH", 256 * 10)
+    monkeypatch.setattr(checkpoint, "_stored", lambda arrays: written.append(len(new := stored(arrays))) or new)
+    given = {"times": np.linspace(0.0, 4.0, 401), "dt": 0.01, "rng": 5}
+    path = td.simulate(WELL, X0[:paths], checkpoint=tmp_path, **given)
+    np.testing.assert_array_equal(path.states, td.simulate(WELL, X0[:paths], **given).states)
+    assert len(written) == 40
+    # The chunk itself, all parts of it, and some bytes around each.
+    assert sum(written) < 2.1 * path.states.nbytes + 1500 * len(written)
+
+
+def test_parts_stay_until_the_total_is_saved(tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = GIVEN | {"reduce": td.Moments(), "chunk": 1}
+    whole = td.simulate(WELL, X0, **given).reduced
+    monkeypatch.setattr(checkpoint.Checkpoint, "due", lambda self: False)
+    for name, value in (("GROUP", 1), ("FEWEST", 1)):
+        monkeypatch.setattr(pieces, name, value)
+    with pytest.raises(Stop):
+        td.simulate(WELL, X0, checkpoint=tmp_path, progress=stop_at(16), **given)
+    assert not (tmp_path / "total.npz").exists()
+    made, call = [], run.Stretch.__call__
+    monkeypatch.setattr(run.Stretch, "__call__", lambda self, task: made.append(1) or call(self, task))
+    again = td.simulate(WELL, X0, checkpoint=tmp_path, **given).reduced
+    np.testing.assert_array_equal(again["covariance"], whole["covariance"])
+    # Two ranges of seven stretches were done, but for what the last of them came to.
+    assert len(made) <= 21 - 16 + 3
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run.json", "total.npz"]
+
+
+def test_parts_that_were_cut_otherwise_are_not_taken(
+    whole: td.Path, tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Stop):
+        td.simulate(WELL, X0, checkpoint=tmp_path, progress=stop_at(3), **GIVEN)
+    monkeypatch.setattr(run, "STRETCH", 256 * 11)
+    with pytest.warns(RuntimeWarning, match="stretch 0 of chunk 0 is computed again"):
+        path = td.simulate(WELL, X0, checkpoint=tmp_path, **GIVEN)
+    np.testing.assert_array_equal(path.states, whole.states)
 
 
 def test_some_ranges_at_a_time(whole: td.Path, short: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The tasks of a run; what comes of them is in test_simulate, and of stretches in test_pieces."""
 
 import pickle
+from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
@@ -12,6 +13,15 @@ from thermodiff.integrate import run
 from thermodiff.integrate.grid import Grid
 from thermodiff.integrate.run import Run, reduced_also
 from thermodiff.kernels import langevin
+
+PROCESSES = {
+    "well": td.Langevin(double_well, (1.0,), 0.5, dim=1),
+    "D(t)": td.Langevin(double_well, (1.0,), lambda t: 0.5 + t, dim=1),
+    "D(x)": td.Langevin(double_well, (1.0,), td.diffusivity(lambda x, t: (0.5 + 0.1 * x[0] ** 2,)), dim=1),
+    "ring": td.Langevin(double_well, (1.0,), 0.5, dim=1, boundaries={0: ("periodic", -1.0, 1.0)}),
+    "mirrors": td.Langevin(double_well, (1.0,), 0.5, dim=1, boundaries={0: ("reflecting", -1.0, 1.0)}),
+    "exact": td.Linear([[-1.0, 0.3, 0.0], [0.0, -2.0, 0.1], [0.0, 0.0, -1.0]], [0.3, 0.0, 0.0], 0.5),
+}
 
 
 def made(times, dt: float, reduce=None, diffusivity=0.5) -> Run:
@@ -52,3 +62,32 @@ def test_a_task_survives_pickling() -> None:
         one, two = task(given), pickle.loads(pickle.dumps(task))(given)
         assert one.keys() == two.keys()
         np.testing.assert_array_equal(one["lost"], two["lost"])
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_calls_of_a_kernel_end_anywhere(process: td.Langevin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After how many steps depends on the time that they take, and no bit on that."""
+    x0, times = np.random.default_rng(0).uniform(-0.9, 0.9, (600, process.dim)), [0.0, 0.02, 0.3, 0.31, 0.6]
+    found = []
+    for call, breath in ((2**40, 1.0), (1, 1e-9), (512 * 7, 1e-9), (512 * 3, 1e9)):
+        monkeypatch.setattr(run, "CALL", call)
+        monkeypatch.setattr(run, "BREATH", breath)
+        found.append(td.simulate(process, x0, times, 0.01, rng=3).states)
+    for states in found[1:]:
+        np.testing.assert_array_equal(states, found[0])
+
+
+def test_a_task_stops_between_two_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def pause() -> None:
+        calls.append(1)
+        if len(calls) == 4:
+            raise CancelledError
+
+    monkeypatch.setattr(run, "CALL", 256)
+    monkeypatch.setattr(run, "BREATH", 1e-9)
+    monkeypatch.setattr(run, "pause", pause)
+    with pytest.raises(CancelledError):
+        made(1.0, 0.01)((slice(256, 300), np.zeros((44, 1))))
+    assert len(calls) == 4

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import json
+import os
+import platform
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from thermodiff._check import require_folder, require_writable, write_atomically
+from thermodiff._check import SYNCED, require_folder, require_writable, write_atomically
 from thermodiff.integrate.packing import packed, unpacked
 from thermodiff.integrate.reducers import Reducer
 from thermodiff.processes import Langevin, Linear
@@ -24,6 +29,8 @@ TOTAL = 2**64 - 1
 """In place of a chunk's number, for what a reducer has so far."""
 PART = 2**62
 """Added to the number of a chunk that is not finished."""
+HEAD = 8
+"""Bytes before each stretch in the file of such a chunk, which hold its length."""
 PATIENCE = 1.0
 """Seconds between two records of what a reducer has so far, at least."""
 
@@ -40,7 +47,8 @@ class Total(NamedTuple):
 class Checkpoint:
     """A directory with ``run.json``, which says what run it is, and one ``.npz`` for each finished chunk.
 
-    Of a run with a reducer, ``total.npz`` holds what it has so far, and there are chunks for heat and work only.  Where the
+    Of a run with a reducer, ``total.npz`` holds what it has so far, and there are chunks for heat and work only.  A chunk of
+    a run that is cut in time has a file to which each stretch adds what is new, until it is finished.  Where the
     record is damaged, a file beside it that is sealed as one of the asked run will do in its place.
 
     Raises
@@ -52,6 +60,10 @@ class Checkpoint:
     def __init__(self, directory: Path, description: dict[str, Any], rng: Any, key: npt.NDArray[np.uint32]) -> None:
         self.directory, self.key = directory, key
         self._since = time.monotonic()
+        self.merged = 0
+        """Chunks that are in what `total` read or `save_total` wrote last."""
+        self._ends: dict[int, int] = {}
+        self._dropped, self._tidy = 0, False
         if directory == Path():
             raise ValueError("checkpoint must name a folder for this run alone, got the current folder; name another.")
         require_folder("checkpoint", directory)
@@ -104,27 +116,52 @@ class Checkpoint:
         content = self._read(self._file(k), k)
         if content is None:
             return None
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            return dict(stored)
+        return _loaded(content)
 
     def _part(self, k: int) -> Path:
         return self.directory / f"part-{k:07d}.npz"
 
-    def part(self, k: int) -> dict[str, np.ndarray] | None:
-        """How far a chunk is that is not finished; None where nothing is known of it."""
-        content = self._read(self._part(k), PART + k) if self._part(k).exists() else None
-        if content is None:
-            return None
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            return dict(stored)
+    def parts(self, k: int, steps: list[int]) -> list[dict[str, np.ndarray]]:
+        """The stretches that are behind a chunk that is not finished, as far as they are whole, with a warning if not.
 
-    def save_part(self, k: int, way: dict[str, np.ndarray]) -> None:
-        """Write how far a chunk is."""
-        self._write(self._part(k), PART + k, _stored(way))
+        Each is known by the number of the step that comes after it, in ``steps``.
+        """
+        content = self._part(k).read_bytes() if self._part(k).exists() else b""
+        found, place = [], 0
+        while place < len(content) and len(found) < len(steps):
+            end = place + HEAD + int.from_bytes(content[place : place + HEAD], "little") + SEAL
+            inside = self._opened(content[place + HEAD : end], PART + k, steps[len(found)]) if end <= len(content) else None
+            if inside is None:
+                warnings.warn(
+                    f"{self._part(k)} is damaged, or was being written when the run ended; what comes after stretch "
+                    f"{len(found)} of chunk {k} is computed again.", RuntimeWarning, stacklevel=2,
+                )  # fmt: skip
+                break
+            found.append(_loaded(inside))
+            place = end
+        self._ends[k] = place
+        return found
 
-    def drop_part(self, k: int) -> None:
-        """Forget how far a chunk was: it is finished."""
-        self._part(k).unlink(missing_ok=True)
+    def add_part(self, k: int, step: int, new: dict[str, np.ndarray]) -> None:
+        """Write what the stretch before ``step`` adds to a chunk behind those that come first, which `parts` has read."""
+        content, file, place = _stored(new), self._part(k), self._ends.get(k, 0)
+        with self._explained(len(content), file):
+            self._begin()
+            with open(file, "r+b" if place else "wb") as opened:
+                opened.seek(place)
+                opened.write(len(content).to_bytes(HEAD, "little") + content + self._seal(PART + k, content, step))
+                # Behind it may be what a run that was killed left.
+                opened.truncate()
+                self._ends[k] = opened.tell()
+                if len(content) < SYNCED:
+                    opened.flush()
+                    os.fsync(opened.fileno())
+
+    def drop_parts(self, done: int) -> None:
+        """Forget how far the first ``done`` chunks were: what came of them is in another file."""
+        for k in range(self._dropped, done):
+            self._part(k).unlink(missing_ok=True)
+        self._dropped = max(done, self._dropped)
 
     def save(self, k: int, piece: dict[str, np.ndarray]) -> None:
         """Write a finished chunk; half a file is never seen."""
@@ -141,7 +178,11 @@ class Checkpoint:
         require_writable("checkpoint", self.directory)
         file = self.directory / "total.npz"
         content = self._read(file, TOTAL) if file.exists() else None
-        return None if content is None else Total(*unpacked(content))
+        if content is None:
+            return None
+        total = Total(*unpacked(content))
+        self.merged = total.done
+        return total
 
     def due(self) -> bool:
         """Whether it is time for another record of what the reducer has."""
@@ -162,7 +203,7 @@ class Checkpoint:
                 f"checkpoint: the reducer's `of` or `merge` gave a {error}, or run without checkpoint=."
             ) from None
         self._write(self.directory / "total.npz", TOTAL, content)
-        self._since = time.monotonic()
+        self._since, self.merged = time.monotonic(), total.done
 
     def _read(self, file: Path, k: int) -> bytes | None:
         content = self._opened(file.read_bytes(), k)
@@ -172,35 +213,74 @@ class Checkpoint:
             )
         return content
 
-    def _opened(self, content: bytes, k: int) -> bytes | None:
-        """What was sealed; None where the seal is not that of this chunk of this run."""
-        return content[:-SEAL] if content[-SEAL:] == self._seal(k, content[:-SEAL]) else None
+    def _opened(self, content: bytes, k: int, step: int = 0) -> bytes | None:
+        """What was sealed; None where the seal is not that of this chunk (and stretch) of this run."""
+        return content[:-SEAL] if content[-SEAL:] == self._seal(k, content[:-SEAL], step) else None
+
+    def _begin(self) -> None:
+        """The record of the run comes with the first file: a run that fails before leaves nothing in the way of another."""
+        if not self._tidy:
+            for old in leftovers(self.directory, ""):
+                if old.is_file():
+                    old.unlink(missing_ok=True)
+            self._tidy = True
+        if not self._begun:
+            write_atomically(self.directory / "run.json", self.run)
+            self._begun = True
 
     def _write(self, file: Path, k: int, content: bytes) -> None:
-        """The record of the run comes with the first: a run that fails before leaves nothing in the way of a mended one."""
-        try:
-            if not self._begun:
-                write_atomically(self.directory / "run.json", self.run)
-                self._begun = True
+        with self._explained(len(content), file):
+            self._begin()
             write_atomically(file, content + self._seal(k, content))
+
+    @contextmanager
+    def _explained(self, size: int, file: Path) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             reason = (
-                f"checkpoint: a file of {len(content)} bytes could not be written ({error.strerror}); what was finished "
+                f"checkpoint: a file of {size} bytes could not be written ({error.strerror}); what was finished "
                 "before is kept: mend this (make room on the disk), and the same call goes on from there"
             )
             raise OSError(error.errno, reason, str(file)) from error
 
-    def _seal(self, k: int, content: bytes) -> bytes:
+    def _seal(self, k: int, content: bytes, step: int = 0) -> bytes:
         digest = hashlib.blake2b(self.run, digest_size=SEAL)
         digest.update(k.to_bytes(8, "little"))
+        if step:
+            digest.update(step.to_bytes(8, "little"))
         digest.update(content)
         return digest.digest()
+
+
+def leftovers(folder: Path, name: str) -> list[Path]:
+    """Temporary files for ``name`` ("" for any) of runs on this machine that are no more."""
+    pattern = f".{glob.escape(name) or '*'}.{glob.escape(platform.node())}.*.tmp"
+    pids = {old: old.name.split(".")[-3] for old in folder.glob(pattern)}
+    return [old for old, pid in pids.items() if pid.isdigit() and int(pid) != os.getpid() and not _alive(int(pid))]
+
+
+def _alive(pid: int) -> bool:
+    if os.name == "nt":  # where asking would end it
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
 
 
 def _stored(arrays: dict[str, np.ndarray]) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
+
+
+def _loaded(content: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+        return dict(stored)
 
 
 def _record(manifest: Path) -> dict[str, Any] | None:

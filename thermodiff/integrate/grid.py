@@ -59,6 +59,16 @@ class Grid:
         starts = np.concatenate([self.times[whole], self.times[-1:]])
         return Grid(starts, self.widths[whole], at - first, skips), np.concatenate([[0], 1 + np.searchsorted(at, ends)])
 
+    def part(self, first: int, last: int) -> tuple[Grid, int]:
+        """Steps number ``first`` ... ``last`` - 1, and the interval to which the first of them belongs."""
+        ends = np.cumsum(self.counts)
+        j, end = int(np.searchsorted(ends, first, side="right")), int(np.searchsorted(ends, last)) + 1
+        ends = ends[j:end]
+        begun = ends - self.counts[j:end]
+        gone = np.maximum(first - begun, 0)
+        counts = np.minimum(ends, last) - begun - gone
+        return Grid(self.times[j : end + 1], self.widths[j:end], counts, self.skips[j:end] + gone), j
+
     def ends(self) -> FloatArray:
         """Time at the end of each interval."""
         return self.times[:-1] + self.widths * (self.skips + self.counts)

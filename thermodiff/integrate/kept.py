@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import glob
 import itertools
 import math
 import os
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thermodiff._check import require_folder
-from thermodiff.integrate.checkpoint import Total
+from thermodiff.integrate.checkpoint import Total, leftovers
 from thermodiff.integrate.path import Path
 from thermodiff.integrate.reducers import Reducer, Running
 
@@ -114,26 +113,6 @@ class Kept:
 _RUNS = itertools.count()
 
 
-def _remove_leftovers(target: FilePath) -> None:
-    """Delete the temporary files of runs on this machine that are no more."""
-    for old in target.parent.glob(f".{glob.escape(target.name)}.{glob.escape(platform.node())}.*.tmp"):
-        pid = old.name.split(".")[-3]
-        if pid.isdigit() and int(pid) != os.getpid() and not _alive(int(pid)):
-            _remove(old)
-
-
-def _alive(pid: int) -> bool:
-    if os.name == "nt":  # where asking would end it
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is another user's
-        return True
-    return True
-
-
 @dataclass
 class _OnDisk:
     """An array under a temporary name, which ``read`` opens under its own."""
@@ -157,7 +136,8 @@ class _OnDisk:
             except (OSError, ValueError):
                 raise ValueError(f"out: {str(target)!r} exists and is not a Zarr array; choose another name.") from None
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target)
+        for old in leftovers(target.parent, target.name):
+            _remove(old)
         # A name for each run: two with the same target must not write into one file.
         temporary = target.with_name(f".{target.name}.{platform.node()}.{os.getpid()}.{next(_RUNS)}.tmp")
         if zarr is None:

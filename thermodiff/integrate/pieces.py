@@ -72,7 +72,7 @@ def pieces(
             yield piece
             done.at((k + 1) * len(stretches))
             if saved is not None:
-                saved.drop_part(k)
+                saved.drop_parts(k + 1 if run.reduce is None else saved.merged)
 
 
 @dataclass
@@ -95,32 +95,42 @@ def _whole(
     yield from in_order(run, len(todo), executor, inputs=lambda j: (ranges[todo[j]], x0[ranges[todo[j]]]))
 
 
-@dataclass
 class Way:
-    """Paths that are under way: states (T, d, whole blocks) and so on of the stretches that are behind them."""
+    """Paths that are under way: states (T, d, n), heats and works (T, n) of each stretch that is behind them.
 
-    n: int
-    stretches: int
-    states: FloatArray
-    heats: FloatArray
-    works: FloatArray
+    The first begins with the start, the others with what follows the end of the one before.
+    """
+
+    NAMES = ("states", "heats", "works")
+
+    def __init__(self, n: int, records: list[dict[str, np.ndarray]]) -> None:
+        self.n, self.parts = n, [[record[name] for name in self.NAMES] for record in records]
+
+    @property
+    def stretches(self) -> int:
+        """How many there are."""
+        return len(self.parts)
 
     @property
     def x(self) -> FloatArray:
         """Where they are, (n, d)."""
-        return np.ascontiguousarray(self.states[-1, :, : self.n].T)
+        return np.ascontiguousarray(self.parts[-1][0][-1].T)
 
-    def add(self, states: FloatArray, heats: FloatArray, works: FloatArray) -> None:
-        """One stretch more."""
-        self.stretches += 1
-        if not self.states.size:
-            self.states, self.heats, self.works = states, heats, works
-            return
-        self.states = np.concatenate([self.states, states[1:]])
-        for name, more in (("heats", heats), ("works", works)):
-            before = getattr(self, name)
-            if before.size:
-                setattr(self, name, np.concatenate([before, before[-1] + more[1:]]))
+    def add(self, states: FloatArray, heats: FloatArray, works: FloatArray) -> dict[str, FloatArray]:
+        """One stretch more, of whole blocks; returns what is new."""
+        new = [states[..., : self.n], heats[:, : self.n], works[:, : self.n]]
+        if self.parts:
+            last = self.parts[-1]
+            sums = [before[-1] + more[1:] if before.size else more for before, more in zip(last[1:], new[1:], strict=True)]
+            new = [new[0][1:], *sums]
+        # Not a view: the lanes beyond the last path are not kept.
+        self.parts.append([np.ascontiguousarray(values) for values in new])
+        return dict(zip(self.NAMES, self.parts[-1], strict=True))
+
+    def joined(self, rows: npt.NDArray[np.intp]) -> list[FloatArray]:
+        """States, heats and works at these of all times; the parts are given up."""
+        whole, self.parts = [np.concatenate(values) for values in zip(*self.parts, strict=True)], []
+        return [values[rows] if values.size else values for values in whole]
 
 
 def _stretched(
@@ -136,10 +146,11 @@ def _stretched(
 ) -> Generator[Piece, None, None]:
     """The pieces of ``todo``: some ranges at a time, stretch by stretch."""
     size = 8 * rows.size * x0.shape[1] * max((part.stop - part.start for part in ranges), default=1)
-    together = min(max(GROUP // size, FEWEST), MOST)
+    together, steps = min(max(GROUP // size, FEWEST), MOST), [stretch.step for stretch in stretches[1:]]
     for first in range(0, len(todo), together):
         group = todo[first : first + together]
-        ways = [_begun(x0[ranges[k]], None if saved is None else saved.part(k)) for k in group]
+        begun = [[] if saved is None else saved.parts(k, steps) for k in group]
+        ways = [Way(ranges[k].stop - ranges[k].start, records) for k, records in zip(group, begun, strict=True)]
         before = group[0] * len(stretches)
         seen = []
         for number, stretch in enumerate(stretches):
@@ -151,24 +162,12 @@ def _stretched(
 
             with closing(in_order(stretch, len(late), executor, inputs=given)) as found:
                 for (k, way), result in zip(late, found, strict=True):
-                    way.add(*result)
+                    new = way.add(*result)
                     if ranges[k].start == 0:
-                        seen.append(stretch.seen(way.states, way.n))
+                        seen.append(stretch.seen(new["states"], way.n))
                     if saved is not None and number + 1 < len(stretches):
-                        saved.save_part(k, {"done": np.array(way.stretches), **_arrays(way)})
+                        saved.add_part(k, steps[number], new)
                     done.at(before + sum(each.stretches for each in ways))
         for k, way in zip(group, ways, strict=True):
-            heats, works = (values[rows] if values.size else values for values in (way.heats, way.works))
-            piece = run.piece(way.n, way.states[rows], heats, works)
+            piece = run.piece(way.n, *way.joined(rows))
             yield piece | ({"seen": seen} if ranges[k].start == 0 else {})
-
-
-def _begun(x0: FloatArray, record: dict[str, np.ndarray] | None) -> Way:
-    """Paths at their start, or where a checkpoint has them."""
-    if record is None:
-        return Way(len(x0), 0, *np.zeros((3, 0, 0)))
-    return Way(len(x0), int(record["done"]), record["states"], record["heats"], record["works"])
-
-
-def _arrays(way: Way) -> dict[str, FloatArray]:
-    return {"states": way.states, "heats": way.heats, "works": way.works}

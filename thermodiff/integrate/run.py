@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from thermodiff._tasks import pause
 from thermodiff.integrate.grid import Grid
 from thermodiff.integrate.reducers import Reducer
 from thermodiff.integrate.stability import MOST_PATHS, MOST_TIMES, sampled
@@ -25,6 +27,8 @@ MOST_STOPS = 24
 """Times between the asked ones at which some paths are looked at."""
 STRETCH = 2**30
 """Steps (times coordinates) of the paths of a block in one stretch, about: some seconds."""
+CALL, BREATH = 2**21, 0.1
+"""Steps (times coordinates) of the first call of a kernel, and seconds of the others, about."""
 
 
 @dataclass(frozen=True)
@@ -139,26 +143,47 @@ class Run:
         # Lanes beyond the last path repeat it: nothing exceptional happens there first.
         states[0, :, n:] = states[0, :, n - 1 : n]
         heats, works = (np.zeros((grid.times.size, blocks * LANES) if kept else (0, 0)) for kept in (self.heat, self.work))
-        if self.rule == EXACT:
-            self._exact(block, states, grid, step)
-            return states, heats, works
+        march = self._exact(block) if self.rule == EXACT else self._steps(block, mix, step)
+        if heats.size or works.size:  # sums of sums would be rounded otherwise
+            march(grid, step, states, heats, works)
+        else:
+            _in_calls(march, grid, step, states)
+        return states, heats, works
+
+    def _steps(self, block: int, mix: FloatArray, begin: int) -> March:
+        """Steps by a rule, ``mix`` being that of step number ``begin`` and those after it."""
         made = self.process.compiled()
         kind = langevin.NONE if self.process.noiseless else langevin.ADDITIVE
         if self.process.state_dependent:
             kind = langevin.STATE
-        langevin.langevin(
-            made.field, made.params, self.process.energy() if self.work else made.field, made.noise, made.noise_params,
-            kind, mix, made.twist, self.key, self.rule, block, block + blocks, step, grid.times[:-1].copy(), grid.widths,
-            grid.skips, grid.counts, made.walls, states, heats, works,
-        )  # fmt: skip
-        return states, heats, works
+        energy = self.process.energy() if self.work else made.field
 
-    def _exact(self, block: int, states: FloatArray, grid: Grid, step: int) -> None:
+        def march(grid: Grid, step: int, states: FloatArray, heats: FloatArray, works: FloatArray) -> None:
+            last = block + states.shape[2] // LANES
+            own = mix[step - begin : step - begin + int(grid.counts.sum())] if len(mix) > 1 else mix
+            langevin.langevin(
+                made.field, made.params, energy, made.noise, made.noise_params, kind, own, made.twist, self.key, self.rule,
+                block, last, step, grid.times[:-1].copy(), grid.widths, grid.skips, grid.counts, made.walls, states, heats,
+                works,
+            )  # fmt: skip
+
+        return march
+
+    def _exact(self, block: int) -> March:
         """The exact transition is an Euler step with other coefficients, which depend on the length of the step."""
+        known: dict[str, tuple[FloatArray, FloatArray]] = {}
+
+        def march(grid: Grid, step: int, states: FloatArray, heats: FloatArray, works: FloatArray) -> None:
+            self._exact_steps(known, block, grid, step, states)
+
+        return march
+
+    def _exact_steps(
+        self, known: dict[str, tuple[FloatArray, FloatArray]], block: int, grid: Grid, step: int, states: FloatArray
+    ) -> None:
         assert isinstance(self.process, Linear)
         made, kind = self.process.compiled(), langevin.NONE if self.process.noiseless else langevin.ADDITIVE
         blocks = states.shape[2] // LANES
-        known: dict[str, tuple[FloatArray, FloatArray]] = {}
         for j, (h, steps) in enumerate(zip(grid.widths, grid.counts, strict=True)):
             # The widths of an even grid differ by rounding, and a matrix exponential costs more than a step.
             width = f"{h:.12g}"
@@ -172,6 +197,28 @@ class Run:
                 grid.skips[j : j + 1].copy(), grid.counts[j : j + 1].copy(), made.walls, two, *np.zeros((2, 0, 0)),
             )  # fmt: skip
             states[j + 1], step = two[1], step + int(steps)
+
+
+March = Callable[[Grid, int, FloatArray, FloatArray, FloatArray], None]
+"""What takes ``states[0]`` (and heats, works) through a grid whose first step has this number."""
+
+
+def _in_calls(march: March, grid: Grid, step: int, states: FloatArray) -> None:
+    """``march`` in calls of about `BREATH` seconds: between two of them an interrupt is heard, or that nobody waits."""
+    total, done, none = int(grid.counts.sum()), 0, np.zeros((0, 0))
+    size = max(CALL // (states.shape[1] * states.shape[2]), 1)
+    x = states[0].copy()
+    while done < total:
+        pause()
+        since, many = time.monotonic(), min(size, total - done)
+        part, j = grid.part(done, done + many)
+        mine = states[j : j + len(part.counts) + 1]
+        asked, mine[0] = mine[0].copy(), x
+        march(part, step + done, mine, none, none)
+        x, mine[0] = mine[-1].copy(), asked
+        done += many
+        # From a first call that was short to what a breath has room for, by and by.
+        size = max(int(many * min(BREATH / max(time.monotonic() - since, 1e-6), 8.0)), 1)
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ def same(one: td.Path, two: td.Path) -> None:
         np.testing.assert_array_equal(one.heat, two.heat)
 
 
+@pytest.mark.filterwarnings("ignore:heat=True integrates the drift:RuntimeWarning")
 @pytest.mark.parametrize("process", [WELL, VORTEX], ids=["additive", "state"])
 def test_the_same_bits_for_any_threads_and_chunk(process) -> None:
     given = {"times": [0.0, 0.1, 0.5], "dt": 0.02, "rng": 5, "heat": True}
@@ -333,6 +334,16 @@ def test_heat_without_a_bath_is_warned_of() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             td.simulate(td.Langevin(tumbling, diffusivity=level, dim=2), **given)
+
+
+def test_heat_of_a_mobility_is_warned_of() -> None:
+    given = {"x0": np.zeros((4, 2)), "times": 0.1, "dt": 0.05, "rng": 0, "heat": True}
+    meant = {way: td.Langevin(tumbling, diffusivity=separate, dim=2, interpretation=way) for way in ("isothermal", "ito")}
+    with pytest.warns(RuntimeWarning, match=r"an isothermal D\(x\) is a mobility"):
+        td.simulate(meant["isothermal"], **given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        td.simulate(meant["ito"], **given)
 
 
 def test_where_exact_steps_end_no_smaller_step_is_advised() -> None:

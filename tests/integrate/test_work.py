@@ -23,6 +23,11 @@ def breathing(x, t, rate):
     return 0.5 * (1.0 + rate * t) * (x[0] ** 2 + x[1] ** 2)
 
 
+@td.potential
+def lifted(x, t, when):
+    return 0.5 * x[0] ** 2 + (1.0 if t >= when else 0.0)
+
+
 def in_equilibrium(n: int, stiffness: float, dim: int) -> np.ndarray:
     return np.sqrt(D / stiffness) * np.random.default_rng(n).standard_normal((n, dim))
 
@@ -137,3 +142,17 @@ def test_work_beside_a_reducer_and_on_a_lost_path(whole: td.Path) -> None:
     marked = td.simulate(DRAGGED, X0, on_divergence="mark", **GIVEN)
     assert not marked.diverged.any()
     same(whole, marked)
+
+
+@pytest.mark.parametrize("method", ["euler", "heun"])
+@pytest.mark.parametrize(
+    ("times", "dt"), [(1.0, 0.01), ([0.0, 0.1, 1.0], 0.01), ([0.1, 1.1, 2.0], 0.02), ([0.0, 0.7, 2.1], 0.007)]
+)
+def test_a_jump_in_time_is_met_once_wherever_it_is(times, dt: float, method: str) -> None:
+    """Also at the edges of steps as they are rounded by whoever writes them down, and where a run is cut to be looked at."""
+    ends = np.atleast_1d(times)
+    edges = np.arange(round((ends[-1] - (ends[0] if ends.size > 1 else 0.0)) / dt))[1:] * dt
+    edges += ends[0] if ends.size > 1 else 0.0
+    for when in np.concatenate([edges, np.round(edges, 3), np.nextafter(edges, 9.0)])[::3]:
+        path = td.simulate(td.Langevin(lifted, (when,), D, dim=1), [[0.5]], times, dt, method=method, rng=0, work=True)
+        assert abs(path.work[-1, 0] - 1.0) < 1e-12, when

@@ -29,7 +29,7 @@ def run(process, rule: str, start: np.ndarray, times, counts, heat=False, work=F
     langevin.langevin(
         made.field, made.params, process.energy() if work else made.field, made.noise, made.noise_params, kind,
         process.mix(middles), made.twist, KEY, RULES[rule], first, first + blocks, step, times[:-1].copy(), widths,
-        np.zeros_like(counts), counts, made.walls, states, heats, works,
+        np.zeros_like(counts), counts, times[1:].copy(), made.walls, states, heats, works,
     )  # fmt: skip
     return tuple(x for x, kept in ((states, True), (heats, heat), (works, work)) if kept) if heat or work else states
 

@@ -24,6 +24,8 @@ class Grid:
     counts: npt.NDArray[np.int64]
     skips: npt.NDArray[np.int64]
     """Steps from ``times[j]`` that come before those of interval j: 0 unless it is the rest of one."""
+    stops: FloatArray
+    """The asked time at which interval j ends; nan where it is cut before."""
 
     @classmethod
     def of(cls, times: npt.ArrayLike, dt: float, dim: int) -> Grid:
@@ -48,7 +50,7 @@ class Grid:
                 f"a path in d = {dim} has random numbers; take a larger dt."
             )
         counts = wanted.astype(np.int64)
-        return cls(asked, np.diff(asked) / counts, counts, np.zeros_like(counts))
+        return cls(asked, np.diff(asked) / counts, counts, np.zeros_like(counts), asked[1:])
 
     def cut(self, stops: npt.NDArray[np.int64]) -> tuple[Grid, npt.NDArray[np.intp]]:
         """The same steps with stops after these numbers of steps too, and which of its times are those of this grid."""
@@ -57,7 +59,10 @@ class Grid:
         whole, first = np.searchsorted(ends, at), np.concatenate([[0], at[:-1]])
         skips = first - (ends - self.counts)[whole]
         starts = np.concatenate([self.times[whole], self.times[-1:]])
-        return Grid(starts, self.widths[whole], at - first, skips), np.concatenate([[0], 1 + np.searchsorted(at, ends)])
+        stops = np.where(at == ends[whole], self.stops[whole], np.nan)
+        return Grid(starts, self.widths[whole], at - first, skips, stops), np.concatenate(
+            [[0], 1 + np.searchsorted(at, ends)]
+        )
 
     def part(self, first: int, last: int) -> tuple[Grid, int]:
         """Steps number ``first`` ... ``last`` - 1, and the interval to which the first of them belongs."""
@@ -67,7 +72,8 @@ class Grid:
         begun = ends - self.counts[j:end]
         gone = np.maximum(first - begun, 0)
         counts = np.minimum(ends, last) - begun - gone
-        return Grid(self.times[j : end + 1], self.widths[j:end], counts, self.skips[j:end] + gone), j
+        stops = np.where(begun + gone + counts == ends, self.stops[j:end], np.nan)
+        return Grid(self.times[j : end + 1], self.widths[j:end], counts, self.skips[j:end] + gone, stops), j
 
     def ends(self) -> FloatArray:
         """Time at the end of each interval."""

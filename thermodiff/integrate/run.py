@@ -6,6 +6,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from thermodiff.integrate.reducers import Reducer
 from thermodiff.integrate.stability import MOST_PATHS, MOST_TIMES, sampled
 from thermodiff.kernels import langevin
 from thermodiff.kernels.jit import LANES
-from thermodiff.processes import Langevin, Linear
+from thermodiff.processes import Compiled, Langevin, Linear
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -43,6 +44,11 @@ class Run:
     heat: bool
     work: bool
     reduce: Reducer | None
+
+    @cached_property
+    def _compiled(self) -> Compiled:
+        """Once for all tasks here: large tables that the functions take from around them are looked through each time."""
+        return self.process.compiled()
 
     def __call__(self, given: tuple[slice, FloatArray]) -> dict[str, Any]:
         part, x0 = given
@@ -79,12 +85,13 @@ class Run:
         return piece
 
     def __getstate__(self) -> dict[str, Any]:
-        """A reducer of a program or a notebook cannot be imported in a worker, and travels whole."""
+        """A reducer of a program or a notebook cannot be imported in a worker, and travels whole; addresses stay here."""
+        state = {name: value for name, value in self.__dict__.items() if name != "_compiled"}
         if self.reduce is None or type(self.reduce).__module__ != "__main__":
-            return self.__dict__
+            return state
         from thermodiff.kernels.user import to_bytes
 
-        return {**self.__dict__, "reduce": to_bytes(self.reduce)}  # pyright: ignore[reportArgumentType]
+        return {**state, "reduce": to_bytes(self.reduce)}  # pyright: ignore[reportArgumentType]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         from thermodiff.kernels.user import from_bytes
@@ -124,8 +131,9 @@ class Run:
         for j in range(1, pieces + 1):
             last = int(np.searchsorted(ends, total * j // pieces)) + 1
             end = int(ends[last - 1])
+            part = slice(first, last)
             grid = Grid(
-                fine.times[first : last + 1], fine.widths[first:last], fine.counts[first:last], fine.skips[first:last]
+                fine.times[first : last + 1], fine.widths[part], fine.counts[part], fine.skips[part], fine.stops[part]
             )
             mix = self.mix[begun:end] if len(self.mix) > 1 else self.mix
             found.append(Stretch(replace(self, reduce=None), grid, mix, begun))
@@ -152,7 +160,7 @@ class Run:
 
     def _steps(self, block: int, mix: FloatArray, begin: int) -> March:
         """Steps by a rule, ``mix`` being that of step number ``begin`` and those after it."""
-        made = self.process.compiled()
+        made = self._compiled
         kind = langevin.NONE if self.process.noiseless else langevin.ADDITIVE
         if self.process.state_dependent:
             kind = langevin.STATE
@@ -163,8 +171,8 @@ class Run:
             own = mix[step - begin : step - begin + int(grid.counts.sum())] if len(mix) > 1 else mix
             langevin.langevin(
                 made.field, made.params, energy, made.noise, made.noise_params, kind, own, made.twist, self.key, self.rule,
-                block, last, step, grid.times[:-1].copy(), grid.widths, grid.skips, grid.counts, made.walls, states, heats,
-                works,
+                block, last, step, grid.times[:-1].copy(), grid.widths, grid.skips, grid.counts, grid.stops, made.walls,
+                states, heats, works,
             )  # fmt: skip
 
         return march
@@ -182,7 +190,7 @@ class Run:
         self, known: dict[str, tuple[FloatArray, FloatArray]], block: int, grid: Grid, step: int, states: FloatArray
     ) -> None:
         assert isinstance(self.process, Linear)
-        made, kind = self.process.compiled(), langevin.NONE if self.process.noiseless else langevin.ADDITIVE
+        made, kind = self._compiled, langevin.NONE if self.process.noiseless else langevin.ADDITIVE
         blocks = states.shape[2] // LANES
         for j, (h, steps) in enumerate(zip(grid.widths, grid.counts, strict=True)):
             # The widths of an even grid differ by rounding, and a matrix exponential costs more than a step.
@@ -190,11 +198,11 @@ class Run:
             if width not in known:
                 known[width] = self.process.exact_step(float(h))
             params, mix = known[width]
-            two = np.ascontiguousarray(states[j : j + 2])
+            two, here = np.ascontiguousarray(states[j : j + 2]), slice(j, j + 1)
             langevin.langevin(
                 made.field, params, made.field, made.field, made.noise_params, kind, mix, 0.0, self.key, langevin.EULER,
-                block, block + blocks, step, grid.times[j : j + 1].copy(), grid.widths[j : j + 1].copy(),
-                grid.skips[j : j + 1].copy(), grid.counts[j : j + 1].copy(), made.walls, two, *np.zeros((2, 0, 0)),
+                block, block + blocks, step, grid.times[here].copy(), grid.widths[here].copy(), grid.skips[here].copy(),
+                grid.counts[here].copy(), grid.stops[here].copy(), made.walls, two, *np.zeros((2, 0, 0)),
             )  # fmt: skip
             states[j + 1], step = two[1], step + int(steps)
 

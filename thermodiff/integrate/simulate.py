@@ -213,6 +213,13 @@ def _check_heat(process: Langevin, method: str) -> None:
     """Refuse exact steps, and warn of coordinates that have no bath."""
     if method == "exact":
         raise ValueError('heat=True needs the steps of a path; pass method="heun".')
+    if process.state_dependent and process.interpretation == "isothermal":
+        warnings.warn(
+            "heat=True integrates the drift along the path, which is the heat where D is a temperature and the mobility 1; an "
+            "isothermal D(x) is a mobility at constant temperature, and this is then not the heat.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     if process.state_dependent or callable(process.diffusivity) or process.noiseless:
         return
     still = np.flatnonzero(~process.mix(np.zeros(1))[0].any(axis=1))
@@ -272,7 +279,8 @@ def _first_bad_time(run: Run, block: int, x: FloatArray, latest: float) -> float
                 return latest
             size = min(int(total) - first, 256)
             times = start + width * np.arange(first, first + size + 1)
-            grid = Grid(times, np.full(size, width), np.ones(size, dtype=np.int64), np.zeros(size, dtype=np.int64))
+            counts, skips = np.ones(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
+            grid = Grid(times, np.full(size, width), counts, skips, times[1:])
             mix = run.mix[done : done + size] if len(run.mix) > 1 else run.mix
             states, _, _ = quiet.states(block, x, grid, mix, done)
             bad = ~np.isfinite(states[:, :, :n]).all(axis=(1, 2))

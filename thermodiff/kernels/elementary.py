@@ -76,7 +76,7 @@ def from_bits(typingctx: Any, x: Any) -> Any:
 
 
 @intrinsic
-def _fma(typingctx: Any, x: Any, y: Any, z: Any) -> Any:
+def fma(typingctx: Any, x: Any, y: Any, z: Any) -> Any:
     """``x y + z`` rounded once."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -304,12 +304,12 @@ def sincos(x):
     row = row if row < 2046 else 2045
     r0, r1, r2 = _TWO_OVER_PI[row, 0], _TWO_OVER_PI[row, 1], _TWO_OVER_PI[row, 2]
     p0 = m * r0
-    e0 = _fma(m, r0, -p0)
+    e0 = fma(m, r0, -p0)
     p0 = p0 - 4.0 * _rint(0.25 * p0)
     q0, q1 = _rint(p0), _rint(e0)
     p0, e0 = p0 - q0, e0 - q1
     p1 = m * r1
-    e1 = _fma(m, r1, -p1) + m * r2
+    e1 = fma(m, r1, -p1) + m * r2
     q2 = _rint(p1)
     p1 = p1 - q2
     # Sum the fractions of a quarter turn, keeping what the two large additions round away.

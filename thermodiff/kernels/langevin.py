@@ -21,10 +21,12 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
+from thermodiff.kernels.elementary import fma
 from thermodiff.kernels.jit import (
     LANES,
     field_pointer,
     field_signature,
+    inline,
     integers,
     kernel,
     matrix,
@@ -128,6 +130,12 @@ def _turn(slope, walls, sides):
             target, side = slope[i], sides[i]
             for lane in range(LANES):
                 target[lane] *= side[lane]
+
+
+@inline
+def _time(start, steps, h):
+    """The time after so many steps, rounded once: the same wherever it is asked for."""
+    return fma(float(steps), h, start)
 
 
 @subroutine
@@ -341,6 +349,7 @@ def affine(x, row, params, out):
         vector,
         integers,
         integers,
+        vector,
         matrix,
         tensor,
         matrix,
@@ -365,6 +374,7 @@ def langevin(
     widths,
     skips,
     counts,
+    stops,
     walls,
     states,
     heats,
@@ -375,9 +385,9 @@ def langevin(
     The noise begins with that of step number ``step``.
 
     Interval j is ``counts[j]`` steps of ``widths[j]``, after ``skips[j]`` steps from time ``starts[j]`` that others make (a
-    stretch that is cut in two has the same times to the bit); it ends in ``states[j + 1]`` and, where they
-    are not empty, in ``heats[j + 1]`` and ``works[j + 1]`` (T, n): the integrals of f . dx and of dU/dt along each path,
-    where the first row of the field ``energy``, with the same ``params``, is U.
+    stretch that is cut in two has the same times to the bit), to time ``stops[j]`` unless that is nan; it ends in
+    ``states[j + 1]`` and, where they are not empty, in ``heats[j + 1]`` and ``works[j + 1]`` (T, n): the integrals of
+    f . dx and of dU/dt along each path, where the first row of the field ``energy``, with the same ``params``, is U.
     """
     dim, per_step, heated, worked = states.shape[1], mix.shape[0] > 1, heats.size > 0, works.size > 0
     direct = kind == ADDITIVE and rule == EULER and mix.shape[2] == 1
@@ -400,10 +410,14 @@ def langevin(
             heat[lane], total[lane] = 0.0, 0.0
         group, k = -1, step
         for interval in range(starts.size):
-            h = widths[interval]
-            for j in range(counts[interval]):
-                t = starts[interval] + (skips[interval] + j) * h
-                rows[0, 0], rows[1, 0], rows[2, 0] = t, t + 0.5 * h, t + h
+            h, count = widths[interval], counts[interval]
+            end = _time(starts[interval], skips[interval], h)
+            for j in range(count):
+                # A step begins where the last one ended, to the bit: what jumps between the two would be seen by neither.
+                t, end = end, _time(starts[interval], skips[interval] + j + 1, h)
+                if j == count - 1 and not np.isnan(stops[interval]):
+                    end = stops[interval]
+                rows[0, 0], rows[1, 0], rows[2, 0] = t, t + 0.5 * h, end
                 now = mix[k - step if per_step else 0]
                 if kind != NONE and not direct:
                     group = draw_noise(key, block * LANES, k, kind, now, np.sqrt(h), quad, group, scales, z, kick)

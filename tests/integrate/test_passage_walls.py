@@ -227,3 +227,56 @@ def test_the_start_has_a_time() -> None:
 def test_levels_and_starts_where_no_path_gets(wall: tuple, levels: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         first_passage(walled(*wall), np.full((3, 1), 0.3), t_max=1.0, dt=0.1, **levels)
+
+
+@td.drift
+def to_and_fro(x, t, v, turn):
+    return (v if t < turn else -v,)
+
+
+@td.drift
+def to_the_mirror(x, t, v):
+    return (-v if t < 0.5 else 0.5 * v,)
+
+
+@pytest.mark.parametrize("dt", [0.125, 0.25, 0.5, 1.0])
+def test_a_step_that_ends_on_the_level_ends_the_path(dt: float) -> None:
+    """Also of a path that turns back there; nothing is rounded here."""
+    back = {"t_max": 8.0, "dt": dt, "rng": 0}
+    for v, side in ((1.0, 1), (-1.0, -1)):
+        for process in (
+            td.Langevin(constant, (v,), 0.0, dim=1),
+            td.Langevin(to_and_fro, (v, 1.0), 0.0, dim=1),
+            td.Langevin(to_and_fro, (v, 1.0), lambda t: 0.0 if t < 2.0 else 0.5, dim=1),
+            td.Langevin(to_and_fro, (v, 1.0), 0.0, dim=1, boundaries={0: ("periodic", -4.0, 4.0)}),
+        ):
+            for levels in ({"low": -1.0, "high": 1.0}, {"high": 1.0} if v > 0.0 else {"low": -1.0}):
+                found = first_passage(process, np.zeros((3, 1)), **levels, **back)
+                np.testing.assert_array_equal(found.times, 1.0)
+                np.testing.assert_array_equal(found.sides, side)
+                np.testing.assert_array_equal(found.states[:, 0], v)
+
+
+@pytest.mark.parametrize("turn", [1.0, -1.0])
+def test_a_level_met_behind_the_mirror(turn: float) -> None:
+    """From 1 to the mirror at 0 and back to 2 within one step."""
+    still = td.Langevin(constant, (-3.0 * turn,), 0.0, dim=1, boundaries={0: ("reflecting", *sorted((0.0, turn * 9.0)))})
+    found = first_passage(still, [[turn]], t_max=4.0, dt=1.0, rng=0, **{"high" if turn > 0.0 else "low": 2.0 * turn})
+    np.testing.assert_array_equal(found.times, 1.0)
+    np.testing.assert_array_equal(found.sides, turn)
+
+
+def test_a_mirror_that_rounds_to_the_level() -> None:
+    """0.65 - 0.45 is a little above the image of 1 in a mirror at 0.6, and what that turns it back to is 1 itself."""
+    walls = {0: ("reflecting", 0.6, np.inf)}
+    for diffusivity in (0.0, lambda t: 0.0 if t < 1.0 else 1e-6):
+        process = td.Langevin(to_the_mirror, (0.45,), diffusivity, dim=1, boundaries=walls)
+        found = first_passage(process, [[0.65]], high=1.0, t_max=3.0, dt=1.0, rng=0)
+        np.testing.assert_array_equal(found.times, 1.0)
+        np.testing.assert_array_equal(found.sides, 1)
+
+
+def test_a_start_on_a_level_is_refused() -> None:
+    for levels in ({"low": 0.0}, {"high": 0.0}):
+        with pytest.raises(ValueError, match="1 of 1 paths start at or beyond a level"):
+            first_passage(td.Langevin(constant, (1.0,), 0.0, dim=1), [[0.0]], t_max=1.0, dt=0.1, **levels)

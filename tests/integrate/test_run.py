@@ -91,3 +91,17 @@ def test_a_task_stops_between_two_calls(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(CancelledError):
         made(1.0, 0.01)((slice(256, 300), np.zeros((44, 1))))
     assert len(calls) == 4
+
+
+@td.drift
+def swept(x, t):
+    return (0.75 if x[1] == 1.0 else 0.5, -0.1)
+
+
+def test_a_path_on_the_end_of_a_ring_stays_there_where_a_run_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step may carry it to the upper end exactly; wrapped once more it would be at the lower one."""
+    process = td.Langevin(swept, diffusivity=0.0, dim=2, boundaries={1: ("periodic", 0.0, 1.0)})
+    whole = td.simulate(process, [[0.0, 0.3]], [0.0, 5.0], 1.0, rng=0, method="euler").final
+    monkeypatch.setattr(run, "CALL", 1)
+    monkeypatch.setattr(run, "BREATH", 1e-9)
+    np.testing.assert_array_equal(td.simulate(process, [[0.0, 0.3]], [0.0, 5.0], 1.0, rng=0, method="euler").final, whole)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Literal
 
@@ -12,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from thermodiff._check import DivergenceError, above, choice, count, finite_number, points, seed_words
-from thermodiff._progress import Progress, reporting
-from thermodiff._tasks import in_order
+from thermodiff._progress import Progress, Report, reporting
+from thermodiff._tasks import in_order, pause
 from thermodiff.integrate.boundaries import require_inside, warn_of_oblique_mirrors
-from thermodiff.integrate.stability import MOST_PATHS, sampled, warn_if_too_large
+from thermodiff.integrate.run import BREATH, CALL, STRETCH
+from thermodiff.integrate.stability import MOST_PATHS, MOST_TIMES, sampled, warn_if_too_large
 from thermodiff.kernels import langevin
 from thermodiff.kernels.jit import LANES
 from thermodiff.kernels.passage import passage
@@ -23,6 +26,8 @@ from thermodiff.kernels.tasks import blocks_per_task
 from thermodiff.processes import Langevin
 
 FloatArray = npt.NDArray[np.float64]
+Seen = list[tuple[float, float, FloatArray]]
+"""Time, step and some states, to be looked at."""
 
 MOST_LEVELS = 2**24
 """Values of a D(t), one for each step."""
@@ -128,23 +133,15 @@ def first_passage(
     h = (t_max - t0) / steps
     mix = process.mix(_middles(t0, h, steps) if callable(process.diffusivity) else np.array([t0]))
     warn_of_oblique_mirrors(process, mix[0], stacklevel=2)
-    run = _Run(process, mix, key, t0, h, steps, coordinate, levels)
+    run = _Run(process, mix, key, t0, h, 0, steps, _stops(process, steps), coordinate, levels)
     some = sampled(len(x0), MOST_PATHS)
     how_long: dict[str, Any] = {"rule": "passage", "duration": t_max - t0}
     warned = warn_if_too_large(process, [(t0, h, levels.ringed(x0[some], coordinate))], **how_long, stacklevel=2)
     size = (blocks_per_task(len(x0), steps * process.dim) if chunk is None else count("chunk", chunk)) * LANES
-    parts = [slice(first, min(first + size, len(x0))) for first in range(0, len(x0), size)]
-    pieces = []
-    with (
-        closing(in_order(run, len(parts), executor, inputs=lambda k: (parts[k].start // LANES, x0[parts[k]]))) as found,
-        reporting(progress, "first_passage") as report,
-    ):
-        for piece in found:
-            pieces.append(piece)
-            report(len(pieces), len(parts))
-    times = np.concatenate([piece[0] for piece in pieces])
-    sides = np.concatenate([piece[1] for piece in pieces])
-    states = np.concatenate([piece[2] for piece in pieces])
+    with reporting(progress, "first_passage") as report:
+        paths, seen = _all(run, x0, size, executor, report)
+    times, states = paths.times, paths.states
+    sides, states[:, coordinate] = levels.touched(paths.sides, states[:, coordinate])
     lost: npt.NDArray[np.bool_] = np.logical_not(np.isfinite(states).all(axis=1))
     if lost.any() and on_divergence == "raise":
         raise DivergenceError(
@@ -154,7 +151,8 @@ def first_passage(
     times[lost], sides[lost] = np.nan, 0
     if not warned:
         end = float(np.clip(np.nanmedian(times[some]), t0, t_max)) if not lost[some].all() else t_max
-        warn_if_too_large(process, [(end, h, states[some])], **how_long, stacklevel=2)
+        on_way = [(t, h, levels.ringed(x, coordinate)) for t, h, x in seen]
+        warn_if_too_large(process, [*on_way, (end, h, states[some])], **how_long, stacklevel=2)
     return Passage(times, sides, states, (int(key[0]), int(key[1])), lost if on_divergence == "mark" else None)
 
 
@@ -280,26 +278,128 @@ def _middles(t0: float, h: float, steps: int) -> FloatArray:
     return np.linspace(t0 + 0.5 * h, t0 + (steps - 0.5) * h, steps)
 
 
+def _stops(process: Langevin, steps: int) -> npt.NDArray[np.int64]:
+    """Numbers of steps after which some paths are looked at: powers of eight, as all may end long before the last step.
+
+    There are few, for a look costs as much as some thousand steps.
+    """
+    stops = 8 ** np.arange(4, 11, dtype=np.int64)
+    if getattr(getattr(process, "drift", None), "timed", False):
+        # Stops in the golden ratio lie evenly, and keep time with no period.
+        stops = np.union1d(stops, (steps * (np.arange(1, MOST_TIMES + 1) * 0.6180339887498949 % 1.0)).astype(np.int64))
+    return stops[(stops > 0) & (stops < steps)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Paths:
+    """Paths under way, or at their end."""
+
+    states: FloatArray
+    """(n, d)"""
+    times: FloatArray
+    sides: npt.NDArray[np.int64]
+    alive: FloatArray
+    """1 for paths that are under way."""
+
+    @classmethod
+    def at(cls, x0: FloatArray) -> _Paths:
+        n = len(x0)
+        return cls(x0.copy(), np.full(n, np.inf), np.zeros(n, dtype=np.int64), np.ones(n))
+
+    def part(self, part: slice) -> _Paths:
+        return _Paths(self.states[part], self.times[part], self.sides[part], self.alive[part])
+
+    def put(self, part: slice, new: _Paths) -> None:
+        self.states[part], self.times[part], self.sides[part] = new.states, new.times, new.sides
+        self.alive[part] = new.alive
+
+    def padded(self) -> tuple[FloatArray, FloatArray, npt.NDArray[np.int64], FloatArray]:
+        """States (d, whole blocks), times and so on.  Lanes beyond the last path repeat it, and are not waited for."""
+        more = -len(self.times) % LANES
+        states = np.concatenate([self.states, np.repeat(self.states[-1:], more, axis=0)])
+        times = np.concatenate([self.times, np.full(more, np.inf)])
+        sides = np.concatenate([self.sides, np.zeros(more, dtype=np.int64)])
+        return np.ascontiguousarray(states.T), times, sides, np.concatenate([self.alive, np.zeros(more)])
+
+
+def _all(run: _Run, x0: FloatArray, size: int, executor: Executor | None, report: Report) -> tuple[_Paths, Seen]:
+    """All paths to their end, in tasks of ``size`` paths; those that go on are taken up again stretch by stretch."""
+    paths, seen, done = _Paths.at(x0), [], 0
+    late, stretches = [slice(first, min(first + size, len(x0))) for first in range(0, len(x0), size)], run.stretches()
+    total = len(late) * len(stretches)
+    for number, stretch in enumerate(stretches):
+
+        def given(k: int, late: list[slice] = late) -> tuple[int, _Paths]:
+            return late[k].start, paths.part(late[k])
+
+        with closing(in_order(stretch, len(late), executor, inputs=given)) as found:
+            for part, (piece, looked) in zip(late, found, strict=True):
+                paths.put(part, piece)
+                seen += looked
+                done += 1 if piece.alive.any() else len(stretches) - number
+                report(done, total)
+        late = [part for part in late if paths.alive[part].any()]
+        if not late:
+            break
+    return paths, seen
+
+
 @dataclass(frozen=True)
 class _Run:
-    """One task; what travels are the process and numbers."""
+    """One task: some of the steps of some paths; what travels are the process and numbers."""
 
     process: Langevin
     mix: FloatArray
+    """Of each of the steps, or of all."""
     key: npt.NDArray[np.uint32]
     t0: float
     h: float
+    begin: int
+    """Number of the first step."""
     steps: int
+    stops: npt.NDArray[np.int64]
     coordinate: int
     levels: Levels
 
-    def __call__(self, given: tuple[int, FloatArray]) -> tuple[FloatArray, npt.NDArray[np.int64], FloatArray]:
-        block, x0 = given
-        n, blocks = len(x0), -(-len(x0) // LANES)
-        states = np.empty((x0.shape[1], blocks * LANES))
-        states[:, :n], states[:, n:] = x0.T, x0[-1:].T
-        times, sides = np.full(blocks * LANES, np.inf), np.zeros(blocks * LANES, dtype=np.int64)
+    def stretches(self) -> list[_Run]:
+        """The run in pieces of time of some seconds for one block."""
+        pieces = -(-self.steps * self.process.dim * LANES // STRETCH)
+        if pieces <= 1:
+            return [self]
+        cuts = self.steps * np.arange(pieces + 1, dtype=np.int64) // pieces
+        stops = np.union1d(self.stops, cuts[1:-1][sampled(pieces - 1, MOST_TIMES)])
+        found = []
+        for a, b in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
+            mix, own = self.mix[a:b] if len(self.mix) > 1 else self.mix, stops[(stops > a) & (stops <= b)]
+            found.append(replace(self, mix=mix, begin=a, steps=b - a, stops=own))
+        return found
+
+    def __call__(self, given: tuple[int, _Paths]) -> tuple[_Paths, Seen]:
+        """Carry the paths from number ``given[0]`` on; returns them, and of the first ones what was seen on the way.
+
+        The kernel is called for about `BREATH` seconds: between two calls an interrupt is heard, or that nobody waits.
+        """
+        first, paths = given
+        n, (states, times, sides, alive) = len(paths.times), paths.padded()
+        march, stops = self._march(first // LANES, states, times, sides, alive), self.stops if first == 0 else self.stops[:0]
+        seen, done, end, size = [], self.begin, self.begin + self.steps, max(CALL // states.size, 1)
+        while done < end and alive.any():
+            pause()
+            since, many = time.monotonic(), min(size, int(min([end, *stops[stops > done][:1]])) - done)
+            march(done, many)
+            done += many
+            size = max(int(many * min(BREATH / max(time.monotonic() - since, 1e-6), 8.0)), 1)
+            lanes = np.flatnonzero(alive[:LANES])
+            if done in stops and lanes.size:
+                seen.append((self.t0 + done * self.h, self.h, states[:, lanes[sampled(lanes.size, MOST_PATHS)]].T.copy()))
+        return _Paths(states[:, :n].T.copy(), times[:n], sides[:n], alive[:n]), seen
+
+    def _march(
+        self, block: int, states: FloatArray, times: FloatArray, sides: npt.NDArray[np.int64], alive: FloatArray
+    ) -> Callable[[int, int], None]:
+        """What takes these blocks through ``steps`` steps from number ``begin`` on."""
         made, levels = self.process.compiled(), self.levels
+        last, kind = block + times.size // LANES, langevin.STATE if self.process.state_dependent else langevin.ADDITIVE
         # Far beyond any path, where there is no level.
         low, high = max(levels.low, -1e150), min(levels.high, 1e150)
         walls, ring = made.walls.copy(), np.zeros((0, 3))
@@ -307,10 +407,12 @@ class _Run:
         if levels.ring:
             ring = np.zeros_like(made.walls)
             ring[self.coordinate] = levels.wall
-        passage(
-            made.field, made.params, made.noise, made.noise_params,
-            langevin.STATE if self.process.state_dependent else langevin.ADDITIVE, self.mix, made.twist, self.key, block,
-            block + blocks, self.t0, self.h, self.steps, self.coordinate, low, high, walls, ring, states, times, sides,
-        )  # fmt: skip
-        told, states[self.coordinate] = levels.touched(sides, states[self.coordinate])
-        return times[:n], told[:n], states[:, :n].T.copy()
+
+        def march(begin: int, steps: int) -> None:
+            mix = self.mix[begin - self.begin :][:steps] if len(self.mix) > 1 else self.mix
+            passage(
+                made.field, made.params, made.noise, made.noise_params, kind, mix, made.twist, self.key, block, last,
+                self.t0, self.h, begin, steps, self.coordinate, low, high, walls, ring, states, times, sides, alive,
+            )  # fmt: skip
+
+        return march

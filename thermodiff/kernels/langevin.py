@@ -404,7 +404,8 @@ def langevin(
         for i in range(dim):
             for lane in range(LANES):
                 x[i, lane] = states[0, i, offset + lane]
-        if confined:
+        # At the start alone: one that a step carried to the upper end of a ring must stay there, wherever a run is cut.
+        if confined and step == 0:
             _wrap(x, walls)
         for lane in range(LANES):
             heat[lane], total[lane] = 0.0, 0.0

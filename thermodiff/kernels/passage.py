@@ -40,6 +40,8 @@ from thermodiff.kernels.philox import _HALF_WORD, _LOW, BRIDGE, fill_uniforms, p
 
 OUT_OF_REACH = 40.0
 """Exponent beyond which a touch within a step is not worth a random number: 4e-18."""
+LOST_EVERY = 64
+"""Steps after which paths that left the finite numbers are looked for: they are waited for no longer than that."""
 MOST_DRAWS = 2**20
 """Draws after which a time is taken as it is: a path within 1e-6 of one level that ends at the other may get so far."""
 
@@ -104,8 +106,8 @@ def _touch_time(distance, beyond, variance, normal, uniform):
 
 @inline
 def _near(x, y, low, high, variance):
-    """Whether a level is in reach of a step from x to y."""
-    return 2.0 * min((high - x) * (high - y), (x - low) * (y - low)) < OUT_OF_REACH * variance
+    """Whether a level is in reach of a step from x to y; without noise, it is if the step ends on it."""
+    return 2.0 * min((high - x) * (high - y), (x - low) * (y - low)) <= OUT_OF_REACH * variance
 
 
 @inline
@@ -123,6 +125,8 @@ def _first_touch(x, y, low, high, variance, key, path, step, first):
 
     ``first`` holds the four uniforms of draw 0 of each path of the block.
     """
+    if x >= high or x <= low:  # rounding may turn it back from its mirror to the level itself
+        return (1 if x >= high else -1), 0.0
     if variance == 0.0:
         if y >= high:
             return 1, (high - x) / (y - x)
@@ -181,6 +185,21 @@ def _stop(old, new, low, high, variance, t, h, key, block, step, first, alive, t
 
 
 @subroutine
+def _lost(x, alive):
+    """Give up the paths that left the finite numbers, for good; returns how many."""
+    lost = 0
+    for lane in range(LANES):
+        total = 0.0
+        for i in range(x.shape[0]):
+            # nan, but for finite numbers.
+            total += 0.0 * x[i, lane]
+        if alive[lane] > 0.0 and total != 0.0:
+            alive[lane] = 0.0
+            lost += 1
+    return lost
+
+
+@subroutine
 def _additive(field, x, row, params, mix, h, coordinate, slope, variance):
     """Drift of a step where D does not depend on the state; ``variance`` is that of the watched coordinate."""
     field(x, row, params, slope)
@@ -222,6 +241,7 @@ def _multiplicative(
         types.float64,
         types.int64,
         types.int64,
+        types.int64,
         types.float64,
         types.float64,
         matrix,
@@ -229,6 +249,7 @@ def _multiplicative(
         matrix,
         vector,
         integers,
+        vector,
     )
 )
 def passage(
@@ -244,6 +265,7 @@ def passage(
     last,
     start,
     h,
+    begin,
     steps,
     coordinate,
     low,
@@ -253,34 +275,41 @@ def passage(
     states,
     times,
     sides,
+    alive,
 ):
-    """Euler steps of length h from time ``start`` until each path touches ``low`` or ``high``, or ``steps`` are over.
+    """Euler steps number ``begin`` and after of length h until each path touches ``low`` or ``high``, or ``steps`` are over.
+
+    Step number 0 begins at time ``start``.  Where a run is cut in two calls makes no difference to any bit.
 
     ``states`` (d, n) of blocks first ... last - 1 holds the first states and then the last, where the watched coordinate of
-    a path that stopped may be anywhere.  ``times`` stays at inf, ``sides`` at 0 for paths that touched no level.
+    a path that stopped may be anywhere.  ``times`` stays at inf, ``sides`` at 0 for paths that touched no level.  ``alive``
+    is 1 for paths to be waited for, and becomes 0 where one stops, or is lost; lanes without a path have 0.
     Coordinates are kept between ``walls`` (d, 3); ``ring``, which is empty or (d, 3), carries a copy of the state into the
     interval of the watched coordinate where fields are evaluated.
     """
     dim = states.shape[0]
     x, z, kick, quad = np.empty((dim, LANES)), np.empty((dim, LANES)), np.empty((dim, LANES)), np.empty((4, LANES))
-    slope, old, alive, chance = np.empty((dim, LANES)), np.empty(LANES), np.empty(LANES), np.empty((4, LANES))
+    slope, old, chance = np.empty((dim, LANES)), np.empty(LANES), np.empty((4, LANES))
     variance, spread, place = np.empty(LANES), np.empty((2 * dim, LANES)), np.empty((dim, LANES))
     row, confined, turned, scales = np.zeros(4), False, np.empty((dim, LANES)), np.empty(dim)
     for i in range(dim):
         confined = confined or walls[i, 0] > 0.0
     for block in range(first, last):
         offset = (block - first) * LANES
-        left, group = LANES, -1
+        own_times, own_sides = times[offset : offset + LANES], sides[offset : offset + LANES]
+        left, group, awake = 0, -1, alive[offset : offset + LANES]
         for lane in range(LANES):
-            alive[lane] = 1.0
+            left += 1 if awake[lane] > 0.0 else 0
             for i in range(dim):
                 x[i, lane] = states[i, offset + lane]
-        if confined:
+        if left == 0:
+            continue
+        # Not in between: it would carry a place on one end of a ring to the other.
+        if confined and begin == 0:
             _wrap(x, walls)
-        own_times, own_sides = times[offset : offset + LANES], sides[offset : offset + LANES]
-        for k in range(steps):
+        for k in range(begin, begin + steps):
             row[0] = start + k * h
-            now = mix[k if mix.shape[0] > 1 else 0]
+            now = mix[k - begin if mix.shape[0] > 1 else 0]
             group = draw_noise(key, block * LANES, k, kind, now, np.sqrt(h), quad, group, scales, z, kick)
             here = x
             if ring.size > 0:
@@ -300,15 +329,17 @@ def passage(
                 target, change, random = x[i], slope[i], kick[i]
                 for lane in range(LANES):
                     # Not a product: behind a level the drift of a stopped path may have no value.
-                    target[lane] += h * change[lane] + random[lane] if alive[lane] > 0.0 else 0.0
-            if _reach(old, x[coordinate], low, high, variance, alive):
+                    target[lane] += h * change[lane] + random[lane] if awake[lane] > 0.0 else 0.0
+            if _reach(old, x[coordinate], low, high, variance, awake):
                 fill_uniforms(key, block * LANES, k, BRIDGE, chance)
                 left -= _stop(
-                    old, x[coordinate], low, high, variance, row[0], h, key, block, k, chance, alive, own_times, own_sides
+                    old, x[coordinate], low, high, variance, row[0], h, key, block, k, chance, awake, own_times, own_sides
                 )
             if confined:
                 _reflect(x, walls, turned)
                 _wrap(x, walls)
+            if k % LOST_EVERY == LOST_EVERY - 1:
+                left -= _lost(x, awake)
             if left == 0:
                 break
         for i in range(dim):

@@ -215,8 +215,8 @@ def _check_heat(process: Langevin, method: str) -> None:
         raise ValueError('heat=True needs the steps of a path; pass method="heun".')
     if process.state_dependent and process.interpretation == "isothermal":
         warnings.warn(
-            "heat=True integrates the drift along the path, which is the heat where D is a temperature and the mobility 1; an "
-            "isothermal D(x) is a mobility at constant temperature, and this is then not the heat.",
+            "heat=True integrates the drift along the path, which is the heat where D is a temperature and the mobility 1; "
+            "an isothermal D(x) is a mobility at constant temperature, and this is then not the heat.",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -118,7 +118,15 @@ def test_mistakes_end_with_one_sentence(run, tmp_path, monkeypatch, arguments, w
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", '{"data": "mixture"}', '{"data": 3, "net": "control", "labels": false, "seed": 0, "window": [0, 1]}'],
+    [
+        "",
+        "[]",
+        "{}",
+        '{"data": "mixture"}',
+        '{"data": 3, "net": "control", "labels": false, "seed": 0, "window": [0, 1]}',
+        '{"data": "mixture", "net": "control", "labels": false, "seed": true, "window": [0, 1]}',
+        '{"data": "mixture", "net": "control", "labels": false, "seed": 0, "window": [-Infinity, 1]}',
+    ],
 )
 def test_a_record_that_is_none(run, tmp_path, content):
     (tmp_path / "train.json").write_text(content)

@@ -140,6 +140,20 @@ def test_the_caller_says_otherwise():
     assert adapt(probe, time="lam", noise=Cosine()).window == (-3.0, 2.0)
 
 
+@pytest.mark.parametrize("time", ["lam", "sigma", "steps"])
+def test_another_schedule_than_that_of_the_clock_is_refused(time):
+    net = adapt(Probe(), time=time, steps=100, noise=VP(), output=lambda out: out.sample)
+    assert LearnedDiffusion(net, np.eye(2), VP()).noise == VP()
+    with pytest.raises(ValueError, match=r"the network belongs to VP\(.*, the diffusion is that of Cosine"):
+        LearnedDiffusion(net, np.eye(2), Cosine())
+
+
+@pytest.mark.parametrize("time", ["t", "steps", "sigma"])
+def test_a_schedule_that_is_none_is_refused(time):
+    with pytest.raises(TypeError, match="adapt: noise must be a schedule .*, got int"):
+        adapt(Probe(), time=time, noise=3)
+
+
 def test_what_means_something_else_is_not_taken_over():
     probe = Probe()
     probe.predicts, probe.noise, probe.window = torch.ones(2), nn.Linear(2, 2), 7

@@ -150,6 +150,19 @@ def test_what_is_the_networks_own_stays(tmp_path: Path) -> None:
     assert (net.predicts, net.noise) == ("v", 0.1)
 
 
+def test_what_is_something_else_is_not_saved(tmp_path: Path) -> None:
+    """Layers that a module calls noise or predicts; and what is given must be what it is called."""
+    net = torch.nn.Linear(2, 2)
+    net.noise, net.predicts = torch.nn.Linear(2, 2), torch.ones(2)
+    save_weights(net, tmp_path / "own")
+    assert load_weights(net, tmp_path / "own")["noise"] is None
+    with pytest.raises(TypeError, match="save_weights: noise must be a schedule .*, got int"):
+        save_weights(net, tmp_path / "no", noise=3)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="predicts='noise' is unknown; choose one of"):
+        save_weights(net, tmp_path / "no", predicts="noise")
+    assert not (tmp_path / "no.safetensors").exists()
+
+
 @pytest.mark.parametrize("given", ["noise", ["eps"], 3])
 def test_an_unknown_prediction_is_refused(tmp_path: Path, given: object) -> None:
     saved(tmp_path / "mix")

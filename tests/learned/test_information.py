@@ -137,7 +137,7 @@ def test_a_label() -> None:
         assert ledger.total(row).error < 0.05
 
 
-@pytest.mark.filterwarnings("ignore:the output of Conditional")
+@pytest.mark.filterwarnings("ignore:the output of Linear, given y")
 def test_wrong_scores_are_seen() -> None:
     """A conditional score a tenth too large, and pairs that do not belong together."""
     x, y = BED.draw(500, 2)
@@ -199,10 +199,91 @@ def test_a_conditional_network_that_gives_something_else() -> None:
     bed = Bed(3, 2, 1, target=1.5)
     x, y = bed.draw(600, 0)
     options = {"nodes": 3, "lam": (-6.0, 8.0)}
-    with pytest.raises(ValueError, match="conditional, as a function of x and t .* Pass predicts='eps'"):
+    with pytest.raises(
+        ValueError,
+        match="conditional, as a function of x and t .* the output of Noise, given y, read .* Pass predicts='eps'",
+    ):
         measure(Noise(bed.left, bed.gain), Linear(bed.cov), x, y, **options)
     # Right pairs pass in batches too, so each y met its own x.
     measure(Linear(bed.left, bed.gain), Linear(bed.cov), x, y, batch=50, **options)
+
+
+SMALL = Bed(3, 2, 1, target=1.5)
+
+
+def speaking(conditional: bool, **said: Any) -> Linear:
+    """An exact network of the small bed, with what it says of itself."""
+    net = Linear(SMALL.left, SMALL.gain) if conditional else Linear(SMALL.cov)
+    for name, value in said.items():
+        setattr(net, name, value)
+    return net
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_a_network_of_another_schedule_is_refused(conditional: bool) -> None:
+    other = speaking(conditional, noise=VP(beta_max=20.0))
+    nets = (other, speaking(False)) if conditional else (speaking(True), other)
+    with pytest.raises(ValueError, match=rf"{'conditional' if conditional else 'network'} belongs to VP\(.*20.*give noise="):
+        measure(*nets, *SMALL.draw(40, 0), nodes=3)
+
+
+def test_what_the_networks_predict_is_asked_of_them() -> None:
+    x, y = SMALL.draw(40, 0)
+    options: dict[str, Any] = {"nodes": 3, "lam": (-6.0, 8.0)}
+    stated = measure(speaking(True), speaking(False), x, y, **options)
+    for first, second in (("score", "score"), (None, "score"), ("score", None)):
+        nets = speaking(True, predicts=first), speaking(False, predicts=second)
+        found = measure(*nets, x, y, predicts=None, **options)
+        np.testing.assert_array_equal(found.samples["difference"], stated.samples["difference"])
+    for given in (None, "score"):
+        with pytest.raises(ValueError, match="conditional predicts 'eps', plain predicts 'score': their outputs"):
+            measure(speaking(True, predicts="eps"), speaking(False, predicts="score"), x, y, predicts=given)
+
+
+def test_a_window_beyond_the_training_of_either_is_told() -> None:
+    x, y = SMALL.draw(40, 0)
+    narrow: dict[str, Any] = {"window": (-2.0, 2.0)}
+    for nets, name in (
+        ((speaking(True, **narrow), speaking(False)), "conditional"),
+        ((speaking(True), speaking(False, **narrow)), "the network"),
+        ((both := speaking(True, **narrow), both), "the network"),  # once
+    ):
+        with pytest.warns(RuntimeWarning, match=rf"lam = -6 ... 8, and {name} was trained on -2 ... 2") as told:
+            measure(*nets, x, y, nodes=3, lam=(-6.0, 8.0))
+        assert len([entry for entry in told if entry.category is RuntimeWarning]) == 1
+
+
+def test_true_and_false_are_labels() -> None:
+    class Labelled(nn.Module):
+        double_time = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.means = nn.Embedding.from_pretrained(torch.tensor([[-1.0], [1.0]], dtype=torch.float64))
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+            row = NOISE.at(NOISE.lam(float(t[0])))
+            mean = 0.0 if y is None else float(row.alpha) * self.means(y)
+            return -(x - mean) / (float(row.alpha) ** 2 * (0.25 if y is not None else 1.25) + float(row.sigma) ** 2)
+
+    rng = np.random.default_rng(0)
+    y = rng.random(60) < 0.5
+    x = np.where(y, 1.0, -1.0)[:, None] + 0.5 * rng.standard_normal((60, 1))
+    values = [
+        measure(Labelled(), Labelled(), x, labels, nodes=3).samples["difference"]
+        for labels in (y.astype(int), y, y.tolist(), torch.from_numpy(y))
+    ]
+    for found in values[1:]:
+        np.testing.assert_array_equal(found, values[0])
+
+
+def test_the_label_for_not_stated_is_refused() -> None:
+    """Given it the conditional network is the plain one, and the information would be 0 without a word."""
+    x, y = SMALL.draw(20, 0)[0], np.arange(20) % 4
+    with pytest.raises(
+        ValueError, match=r'y holds the label 3, and conditional knows the classes 0 \.\.\. 2; .* "not stated"'
+    ):
+        measure(speaking(True, classes=3), speaking(False), x, y)
 
 
 @pytest.mark.parametrize("name", ["conditional", "plain"])

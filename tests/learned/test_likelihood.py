@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -185,6 +187,26 @@ def test_grey_levels_of_an_array_are_refused() -> None:
         for function in (log_prob, lower_bound):
             with pytest.raises(TypeError, match=r"type u?int\d+, whose scale is not said; pass Images\(.*dequantise=True\)"):
                 function(model, x, lam=(-4.0, 4.0))
+
+
+@pytest.mark.parametrize("function", [log_prob, lower_bound, lambda model, x, lam: model.score(x, 0.5)])
+def test_images_of_another_span_are_refused(function: Any) -> None:
+    """The same images were measured as others, without a word; more levels on the same span are other images."""
+    levels = np.random.default_rng(0).integers(0, 17, (30, 1, 2, 2)).astype(np.uint8)
+    data = Images(levels, span=(0, 1), levels=17, dequantise=True)
+    model = LearnedDiffusion(Peaked(), data, VP(), predicts="score")
+    with pytest.raises(ValueError, match=r"the images have span \(-1, 1\), the model's data \(0, 1\): .* pass Images\("):
+        function(model, Images(levels, levels=17, dequantise=True), lam=(-4.0, 4.0))
+    function(model, Images(levels, span=(0, 1), dequantise=True), lam=(-4.0, 4.0))
+    function(model, Images(levels / 17.0), lam=(-4.0, 4.0))  # in units of the caller
+
+
+class Peaked(nn.Module):
+    """The score of N(0, 1) in any shape."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        row = VP().at(VP().lam(float(t[0])))
+        return -x / float(row.alpha**2 + row.sigma**2)
 
 
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])

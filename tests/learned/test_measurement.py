@@ -123,6 +123,45 @@ def test_held_out_images_in_another_layout_are_refused() -> None:
     assert totals[0] == totals[1] == totals[2]
 
 
+@pytest.mark.parametrize(
+    ("held_out", "message"),
+    [
+        (np.zeros((9, 3)), "held_out has d = 3, the model's data d = 4; give data of one kind"),
+        (np.zeros((9, 1, 3, 3)), "held_out has d = 9, the model's data d = 4"),
+        (np.zeros((9, 4, 1, 1)), r"held_out: one sample of the data has shape \(4, 1, 1\), the network takes \(1, 2, 2\)"),
+        (np.zeros((1, 4)), "held_out: Samples: got one point"),
+        (np.zeros(4), r"held_out: points must have shape \(n, d\), got \(4,\)"),
+        (np.full((9, 4), np.nan), "held_out: points holds 36 values that are nan"),
+        (np.zeros((9, 1, 2, 2), np.uint8), "held_out: the images are of type uint8, whose scale is not said"),
+        ("x", "held_out: points must be an array of numbers"),
+        (
+            Images(np.eye(2, dtype=np.uint8)[None].repeat(9, 0)),
+            r"held_out: the images have span \(-1, 1\), the model's data \(0, 1\): .* pass Images\(..., span=\(0, 1\)\)",
+        ),
+    ],
+)
+def test_held_out_data_are_refused_before_the_network_is_measured(held_out: Any, message: str) -> None:
+    calls = []
+
+    def net(x: Any, t: Any) -> Any:
+        calls.append(len(x))
+        return 0.0 * x
+
+    levels = np.random.default_rng(0).integers(0, 256, (20, 1, 2, 2)).astype(np.uint8)
+    model = LearnedDiffusion(net, Images(levels, span=(0.0, 1.0)), VP())
+    with pytest.raises((TypeError, ValueError), match=message):
+        measure(model, held_out=held_out, nodes=4, samples=20, rng=0, lam=(-4.0, 4.0))
+    assert calls == []
+
+
+def test_held_out_images_of_other_levels_on_the_same_span() -> None:
+    rng = np.random.default_rng(0)
+    model = LearnedDiffusion(lambda x, t: 0.0 * x, Images(rng.integers(0, 256, (9, 2, 2)).astype(np.uint8)), VP())
+    other = Images(rng.integers(0, 17, (9, 2, 2)).astype(np.uint8), levels=17)
+    page = measure(model, held_out=other, nodes=4, samples=9, rng=0, lam=(-4.0, 4.0))
+    assert page.held_out is not None
+
+
 @pytest.mark.parametrize("noise", [VP(), VE()], ids=lambda noise: noise.name)
 def test_gap_of_a_gaussian(noise: Schedule) -> None:
     spectrum = np.linalg.eigvalsh(GAUSS.covariance())

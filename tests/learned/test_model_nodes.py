@@ -10,6 +10,7 @@ from torch import nn
 from thermodiff import account, compare
 from thermodiff.densities import Gaussian
 from thermodiff.learned import LearnedDiffusion
+from thermodiff.learned.measurement import measure
 from thermodiff.schedules import VP
 
 LAW, NOISE = Gaussian([0.0, 0.0], std=0.5), VP()
@@ -69,3 +70,13 @@ def test_differences_of_networks_carry_it() -> None:
     gap = compare(one, two).differences["mismatch"]
     assert gap.error > 0.5 * two.unresolved["mismatch"]
     assert abs(gap.value - 0.09 * 7.0) < 4.0 * gap.error
+
+
+def test_the_statement_of_convergence_agrees_with_the_error() -> None:
+    """A step in the middle of the window: all nodes and half of them agree to rounding, and miss as much as elsewhere."""
+    model = LearnedDiffusion(Off(lambda lam: 0.3 * (lam > 0.05)), LAW, NOISE, predicts="eps")
+    found = measure(model, nodes=64, samples=500, rng=0, lam=(-8.0, 8.0))
+    gap = found.convergence["mismatch"]
+    assert abs(gap.value) < 3.0 * gap.error < 1e-3 * found.ledger.unresolved["mismatch"]
+    lines = str(found).split("draws of its own")[1].splitlines()
+    assert "NOT CONVERGED" in next(line for line in lines if line.startswith("mismatch"))

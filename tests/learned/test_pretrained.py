@@ -102,6 +102,34 @@ def test_a_saved_model_gives_the_same_at_every_step(saved, tmp_path, kind, predi
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("scheduler", "options", "message"),
+    [
+        (
+            "EulerDiscreteScheduler",
+            {"timestep_type": "continuous", "prediction_type": "v_prediction", "sigma_min": 0.002, "sigma_max": 700.0},
+            r"EulerDiscreteScheduler with timestep_type='continuous' gives its model the time ln\(sigma\) / 4, no place",
+        ),
+        *(
+            (name, {"use_flow_sigmas": True}, f"{name} with use_flow_sigmas=True gives its model the times of a flow, no pl")
+            for name in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler")
+        ),
+    ],
+)
+def test_times_that_are_no_places_in_the_table_are_refused(saved, tmp_path, scheduler, options, message):
+    saved(scheduler, **options)
+    with pytest.raises(ValueError, match=message):
+        from_diffusers(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_scheduler_that_samples_elsewhere_in_the_table_is_read(saved, tmp_path):
+    """Continuous times of noise, unlike those of "v", are places in the table."""
+    saved("EulerDiscreteScheduler", timestep_type="continuous", use_karras_sigmas=True)
+    assert from_diffusers(tmp_path).predicts == "eps"
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_refused_folders(saved, tmp_path):
     with pytest.raises(ValueError, match="there is no file .*config.json"):
         from_diffusers(tmp_path)

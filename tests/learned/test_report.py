@@ -83,6 +83,23 @@ def test_a_file_of_something_else_is_refused_and_kept(tmp_path):
     assert file.read_text().startswith("dear diary")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe\x00bad\n{}\n", "metrics.jsonl is not a file of text, so it holds no metrics; choose another file"),
+        (b'{"step": true, "loss": 1.0}\n{"step": 2, "loss": 1.0}\n', "metrics.jsonl, line 1, is not a line of metrics"),
+        (b'{"step": 1}\n{"step": 2, "loss": 1.0}\n', "metrics.jsonl, line 1, is not a line of metrics"),
+        (b'{"step": 1, "loss": "low"}\n{"step": 2, "loss": 1.0}\n', "metrics.jsonl, line 1, is not a line of metrics"),
+    ],
+)
+def test_lines_that_are_none_are_refused_by_the_name_of_the_file(tmp_path, content, message):
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        report(10, file)
+    assert file.read_bytes() == content
+
+
 def test_only_the_first_process_tells(tmp_path):
     heard = []
     for metrics in (lambda step, loss: heard.append(step), tmp_path / "metrics.jsonl"):

@@ -61,9 +61,9 @@ def _record(file: Path) -> dict[str, Any]:
         raise ValueError(f"there is no {file}; give the folder that `thermodiff train --out` has written.")
     try:
         record = json.loads(file.read_bytes())
-        low, high = map(float, record["window"])
+        increasing_pair("window", record["window"])
         known = isinstance(record["data"], str) and record.get("net") in NETS and isinstance(record["labels"], bool)
-        if not known or not isinstance(record["seed"], int) or not low < high:
+        if not known or type(record["seed"]) is not int:
             raise ValueError
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ValueError(f"{file} is not the record of a training by this version; train again.") from None

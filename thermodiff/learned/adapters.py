@@ -212,10 +212,12 @@ def adapt(
         raise ValueError(f"adapt: {given} needs labels=, the keyword by which the module takes them.")
     classes = None if classes is None else count("classes", classes)
     label = classes if label is None else count("label", label, 0, classes)
-    if choice("time", time, TIMES) in ("lam", "sigma") and not isinstance(noise, Schedule):
+    if noise is not None and not isinstance(noise, Schedule):
+        raise TypeError(f"adapt: noise must be a schedule (VP(), ...), got {type(noise).__name__}.")
+    if choice("time", time, TIMES) in ("lam", "sigma") and noise is None:
         raise ValueError(f"adapt: time={time!r} needs noise=, the schedule, as in noise=VP().")
     net = Adapted(module, _clock(time, steps, noise), labels, label, output, classes)
-    if noise is not None and hasattr(net, "noise"):
+    if noise is not None and (time != "t" or hasattr(net, "noise")):  # what its clock rests on, no account may change
         net.noise = noise
     return net
 

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
+from thermodiff._check import choice
 from thermodiff.learned.predict import PREDICTS
 from thermodiff.schedules import SCHEDULES, Schedule
 
@@ -46,15 +47,20 @@ def save_weights(
         What the network predicts; default its own ``predicts``.
     """
     check_path(path)
+    if noise is not None and not isinstance(noise, Schedule):
+        raise TypeError(f"save_weights: noise must be a schedule (VP(), ...), got {type(noise).__name__}.")
+    said, own = getattr(net, "predicts", None), getattr(net, "noise", None)
+    # Whatever else a module calls predicts or noise, a layer or a number, is its own.
+    predicts = (said if isinstance(said, str) else None) if predicts is None else choice("predicts", predicts, PREDICTS)
+    schedule = (own if isinstance(own, Schedule) else None) if noise is None else noise
     weights, sidecar = _files(path)
     weights.parent.mkdir(parents=True, exist_ok=True)
     content = save(own_tensors(net.state_dict()))
-    schedule = noise if noise is not None else getattr(net, "noise", None)
     record = {
         "format": FORMAT,
         "network": type(net).__name__,
         "arguments": getattr(net, "arguments", None),
-        "predicts": predicts if predicts is not None else getattr(net, "predicts", None),
+        "predicts": predicts,
         "noise": None if schedule is None else schedule.to_dict(),
         "window": None if known_window(net) is None else list(known_window(net) or ()),
         "sha256": hashlib.sha256(content).hexdigest(),

@@ -93,6 +93,11 @@ class Field:
                     "remove no_grad, inference_mode, detach and NumPy from forward, or pass divergence=None to account."
                 )
 
+    @property
+    def name(self) -> str:
+        """The network in messages, by its class."""
+        return type(self.net).__name__
+
     def told(self, shape: tuple[int, ...]) -> str:
         """The call of the network with x of ``shape``, for messages."""
         return f"net(x, t) with x {shape} and t ({shape[0]},)"

@@ -158,6 +158,23 @@ class Images:
         return low + (high - low) / self.levels * (values + noise)
 
 
+def grey_span(data: Any) -> tuple[float, float] | None:
+    """Darkest and brightest value of grey levels; None for anything else, whose units are the caller's."""
+    return data.span if isinstance(data, Images) and data.quantised else None
+
+
+def require_span(images: Any, span: tuple[float, float] | None) -> None:
+    """Refuse grey levels on another span than those of the model's data: the same colours would be other numbers."""
+    own = grey_span(images)
+    if own is None or span is None or own == span:
+        return
+    told, needed = (f"({low:g}, {high:g})" for low, high in (own, span))
+    raise ValueError(
+        f"the images have span {told}, the model's data {needed}: the same grey levels are other numbers there; pass "
+        f"Images(..., span={needed})."
+    )
+
+
 def read_images(
     source: str | PathLike[str], held_out: float | int = 0.2, *, rng: Any = 0, **options: Any
 ) -> tuple[Images, Images]:

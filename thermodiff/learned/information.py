@@ -21,16 +21,17 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from thermodiff._check import DivergenceError, choice, count, seed_words
+from thermodiff._check import DivergenceError, count, seed_words
 from thermodiff.accounting import Ledger
 from thermodiff.accounting.ledger import standard_error
 from thermodiff.accounting.nodes import gauss_legendre
 from thermodiff.accounting.unresolved import unresolved
 from thermodiff.densities import Samples
+from thermodiff.learned.checkpoint import known_window
 from thermodiff.learned.field import DRAWN_TOGETHER, Field
 from thermodiff.learned.images import plain_array
+from thermodiff.learned.meaning import reading_of, require_schedule, warn_beyond_training
 from thermodiff.learned.model import LearnedDiffusion
-from thermodiff.learned.predict import PREDICTS
 from thermodiff.learned.reading import check_reading
 from thermodiff.schedules import Row, Schedule
 
@@ -46,7 +47,7 @@ def mutual_information(
     y: npt.ArrayLike,
     noise: Schedule,
     *,
-    predicts: str = "entropy",
+    predicts: str | None = None,
     nodes: int = 64,
     rounds: int = 1,
     rng: Any = None,
@@ -63,10 +64,12 @@ def mutual_information(
     x : (n, d) or (n, channels, height, width) array, or Images
         Data.
     y : (n,) array of labels or (n, k) array
-        What belongs to each; labels are whole numbers, as the network counts them.
+        What belongs to each; labels are whole numbers, as the network counts them, or True and False for 1 and 0.
     noise : Schedule
-    predicts : str
-        See `thermodiff.learned.predict`.
+        That of both networks.
+    predicts : str, optional
+        What both networks give; see `thermodiff.learned.predict`.  Default: their ``predicts``, which `train` sets, or
+        "entropy".
     nodes, rng, lam
         As for `thermodiff.account`; the window must be stated, since the law of the data is unknown.
     rounds : int
@@ -83,17 +86,26 @@ def mutual_information(
     Raises
     ------
     ValueError
-        Where one of the networks is not what ``predicts`` says.
+        Where one of the networks is not what ``predicts`` says, or says itself that it predicts something else than the
+        other, or belongs to another schedule.
     DivergenceError
         Where one of them is not finite.
+
+    Warns
+    -----
+    RuntimeWarning
+        Where the window goes beyond that of the training of one of them.
     """
-    choice("predicts", predicts, PREDICTS)
+    predicts = reading_of(predicts, conditional=conditional, plain=plain)
     model = LearnedDiffusion(plain, x, noise, predicts=predicts, batch=batch)
+    require_schedule(conditional, noise, "conditional")
     if not isinstance(model.data, Samples):
         raise TypeError(f"x must be data, an array or Images, of which y is known; got {type(x).__name__}.")
     data = _Drawn(model.data.points)
     field = _ConditionalField(Conditional(conditional, y, data.points.shape[0]), data, model.field)
     window, key = model.window(lam), seed_words(rng)
+    if conditional is not plain:
+        warn_beyond_training(conditional, window, "conditional")
     model.try_out()
     try:
         check_reading(field, data)
@@ -137,9 +149,21 @@ class Conditional(nn.Module):
             raise ValueError(f"y must have one entry for each of the {points} data points, got shape {tuple(values.shape)}.")
         if values.is_floating_point() and not bool(torch.isfinite(values).all()):
             raise ValueError("y holds values that are nan or infinite; remove them, with their data points.")
+        self._require_known(net, values)
         self.net: Any = net
         self.values, self.chosen = values, values
-        self.double_time = bool(getattr(net, "double_time", False))
+        self.double_time, self.window = bool(getattr(net, "double_time", False)), known_window(net)
+
+    @staticmethod
+    def _require_known(net: Any, values: torch.Tensor) -> None:
+        """Refuse the label by which `train` says "not stated", and higher ones: given it, there is no information."""
+        classes = getattr(net, "classes", None)
+        if type(classes) is not int or values.is_floating_point() or not values.numel() or int(values.max()) < classes:
+            return
+        raise ValueError(
+            f"y holds the label {int(values.max())}, and conditional knows the classes 0 ... {classes - 1}; the label "
+            f'{classes} says "not stated" in its training. Leave these points out, or build it with more classes.'
+        )
 
     def choose(self, index: npt.NDArray[np.intp]) -> None:
         """The entries of ``y`` that the next call is for."""
@@ -164,7 +188,7 @@ def _numbers(y: npt.ArrayLike) -> torch.Tensor:
             f"y must be labels, whole numbers counted from 0, or an array (n, k) of numbers, got {got}; number the classes, "
             "as in numpy.unique(y, return_inverse=True)[1]."
         )
-    return torch.as_tensor(values.astype(np.int64) if values.dtype.kind in "iu" else values)
+    return torch.as_tensor(values.astype(np.int64) if values.dtype.kind in "iub" else values)
 
 
 class _Drawn(Samples):
@@ -186,6 +210,11 @@ class _ConditionalField(Field):
     def __init__(self, net: Conditional, data: _Drawn, like: Field) -> None:
         super().__init__(net, like.predicts, like.noise, like.shape, like.batch)
         self.conditional, self.data = net, data
+
+    @property
+    def name(self) -> str:
+        """As `Field.name`, that of the caller's network."""
+        return f"{type(self.conditional.net).__name__}, given y"
 
     def told(self, shape: tuple[int, ...]) -> str:
         """As `Field.told`, with ``y`` and, of labels, their range."""

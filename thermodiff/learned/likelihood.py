@@ -22,7 +22,7 @@ from thermodiff._check import DivergenceError, above, array, choice, count, seed
 from thermodiff.accounting import Estimate
 from thermodiff.densities import Density
 from thermodiff.kernels.jit import LANES
-from thermodiff.learned.images import Images, plain_array
+from thermodiff.learned.images import Images, plain_array, require_span
 from thermodiff.learned.probes import FREEDOM, probe_errors, sign_probes
 from thermodiff.learned.streams import stream
 from thermodiff.schedules import Row
@@ -155,6 +155,7 @@ def points_of(model: LearnedDiffusion, x: Any, key: Key) -> tuple[FloatArray, fl
     if isinstance(x, Images):
         if x.quantised and not x.dequantise:
             raise ValueError("grey levels have no density; pass Images(..., dequantise=True), as in training.")
+        require_span(x, model.span)
         cell = x.cell if x.quantised else 1.0
         import torch
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -13,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from thermodiff._check import above, array, choice, count, points
+from thermodiff._check import above, array, count, points
 from thermodiff._tasks import workspace
 from thermodiff.accounting import Estimate
 from thermodiff.accounting.ledger import standard_error
@@ -25,19 +24,16 @@ from thermodiff.diffusion import Diffusion, accounting_window, noise_kl
 from thermodiff.kernels.controls import adjust
 from thermodiff.kernels.jit import LANES
 from thermodiff.kernels.tasks import at_points
-from thermodiff.learned.checkpoint import known_window
 from thermodiff.learned.field import DRAWN_TOGETHER, Field, usual_batch
-from thermodiff.learned.images import plain_array, without_dataset
-from thermodiff.learned.predict import PREDICTS, check_window, dimensionless_score
+from thermodiff.learned.images import grey_span, plain_array, require_span, without_dataset
+from thermodiff.learned.meaning import reading_of, require_schedule, warn_beyond_training
+from thermodiff.learned.predict import check_window, dimensionless_score
 from thermodiff.learned.reading import check_reading
 from thermodiff.learned.sampling import sample
 from thermodiff.schedules import Row, Schedule
 
 FloatArray = npt.NDArray[np.float64]
 Key = npt.NDArray[np.uint32]
-
-BEYOND = 0.05
-"""Of lam, beyond the window of the training, that is let pass: rounding, and the first moment of a schedule."""
 
 
 class LearnedDiffusion:
@@ -80,22 +76,14 @@ class LearnedDiffusion:
             raise TypeError(f"LearnedDiffusion: net must be a module called as net(x, t), got {type(net).__name__}.")
         self.net = net
         self.data, own = flattened(data)
+        self.span = grey_span(data)
         self.noise = noise
-        own_noise = getattr(net, "noise", None)
-        if isinstance(own_noise, Schedule) and own_noise.to_dict() != noise.to_dict():
-            raise ValueError(
-                f"the network belongs to {own_noise!r}, the diffusion is that of {noise!r}; give noise=net.noise, or a "
-                "network that was trained for this schedule."
-            )
-        self.predicts = choice("predicts", predicts or getattr(net, "predicts", None) or "entropy", PREDICTS)
+        require_schedule(net, noise)
+        self.predicts = reading_of(predicts, net=net)
         self.shape = own if shape is None else tuple(shape)
         if math.prod(self.shape) != self.dim:
             raise ValueError(f"shape {self.shape} has {math.prod(self.shape)} numbers, the data has d = {self.dim}; fit it.")
-        if len(own) > 1 and self.shape != own:
-            raise ValueError(
-                f"one sample of the data has shape {own}, the network takes {self.shape}: as many numbers, laid out "
-                "otherwise; bring the data to that shape, for images by moving the axis of channels."
-            )
+        require_layout(own, self.shape)
         batch = usual_batch(self.dim) if batch is None else count("batch", batch)
         self.field = Field(net, self.predicts, noise, self.shape, batch)
         self._tried = self._told = False
@@ -197,22 +185,8 @@ class LearnedDiffusion:
         else:
             window = accounting_window(self.noise, True, self.data.label, lam, times)
         window = check_window(self.predicts, self.noise, window)
-        self._warn_beyond_training(window)
+        self._told = self._told or warn_beyond_training(self.net, window)
         return window
-
-    def _warn_beyond_training(self, window: tuple[float, float]) -> None:
-        """Say once where a window goes beyond that of the training, if the network knows it."""
-        learned = known_window(self.net)
-        if learned is None or self._told or (window[0] > learned[0] - BEYOND and window[1] < learned[1] + BEYOND):
-            return
-        self._told = True
-        warnings.warn(
-            f"the window is lam = {window[0]:.4g} ... {window[1]:.4g}, and the network was trained on {learned[0]:.4g} ... "
-            f"{learned[1]:.4g}: beyond that its output was never fitted; pass lam=({learned[0]:.4g}, {learned[1]:.4g}), or "
-            "train on the whole window.",
-            RuntimeWarning,
-            stacklevel=3,
-        )
 
     def score(self, x: npt.ArrayLike, t: float) -> FloatArray:
         """The learned score grad log p_theta at points (n, d), or (n, ...) as `shape` says, and time t > 0; as x."""
@@ -222,6 +196,7 @@ class LearnedDiffusion:
 
     def _points(self, x: npt.ArrayLike) -> FloatArray:
         """``x`` checked: points (n, d), or (n, ...) in the shape of the samples."""
+        require_span(x, self.span)
         if len(self.shape) == 1:
             return points("x", x, self.dim)
         needed = f"(n, {self.dim}) or (n, {', '.join(map(str, self.shape))})"
@@ -325,6 +300,15 @@ class LearnedDiffusion:
     def check(self, window: tuple[float, float], key: Key) -> Callable[[], Estimate] | None:
         """The oracle of "total", where the law of the data is known."""
         return Diffusion(self.data, self.noise).check(window, key) if isinstance(self.data, Density) else None
+
+
+def require_layout(own: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Refuse images of shape ``own`` for a network that takes ``shape``: as many numbers would be scrambled."""
+    if len(own) > 1 and own != shape:
+        raise ValueError(
+            f"one sample of the data has shape {own}, the network takes {shape}: as many numbers, laid out otherwise; bring "
+            "the data to that shape, for images by moving the axis of channels."
+        )
 
 
 def flattened(data: Any) -> tuple[Density | Samples, tuple[int, ...]]:

@@ -204,10 +204,25 @@ def _table(diffusers: Any, folder: Path, config: dict[str, Any]) -> NoiseTable:
     cumulative = getattr(scheduler, "alphas_cumprod", None)
     if cumulative is None:
         raise ValueError(f"{folder}: {config['_class_name']} has no table alphas_cumprod; only such schedulers are read.")
+    _require_places(folder, config["_class_name"], scheduler.config)
     try:
         return NoiseTable(cumulative)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder}: {error}") from None
+
+
+def _require_places(folder: Path, name: str, config: Any) -> None:
+    """Refuse the options under which a scheduler asks its model at something else than a place in its table."""
+    continuous = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
+    if continuous or config.get("use_flow_sigmas"):
+        option, time = (
+            ("timestep_type='continuous'", "the time ln(sigma) / 4") if continuous
+            else ("use_flow_sigmas=True", "the times of a flow")
+        )  # fmt: skip
+        raise ValueError(
+            f"{folder}: {name} with {option} gives its model {time}, no place in the table alphas_cumprod; only models that "
+            "are asked at such places are read."
+        )
 
 
 def _config(path: Path) -> dict[str, Any]:

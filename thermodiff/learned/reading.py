@@ -94,7 +94,7 @@ def check_reading(field: Field, data: Density | Samples) -> None:
     stated, others = _fit(field, draws, outputs, field.predicts), _other_readings(field, draws, outputs)
     better = {name: fit for name, fit in others.items() if _is_better(stated, fit)}
     likely = {name: fit for name, fit in others.items() if _is_likelier(stated, fit)}
-    said = f"the output of {type(field.net).__name__}, read as predicts={field.predicts!r}"
+    said = f"the output of {field.name}, read as predicts={field.predicts!r}"
     no_score = "has not the scale of a score (E b.c / E b.b should be 1 at every noise level)"
     cause = "Either predicts= is wrong, or the network has learned little."
     if better and draws[-1].row.lam - draws[0].row.lam > REFUSES:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import torch
 
@@ -121,15 +122,25 @@ def _read(path: Path) -> list[dict[str, float]]:
     """The lines of an earlier run; the last may be torn."""
     if not path.exists():
         return []
-    texts = path.read_text().splitlines()
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(
+            f"{path} is not a file of text, so it holds no metrics; choose another file for metrics=."
+        ) from None
     lines = []
     for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
         except ValueError:
             line = None
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
+        if _is_line(line):
             lines.append(line)
         elif number < len(texts):
             raise ValueError(f"{path}, line {number}, is not a line of metrics; choose another file for metrics=.")
     return lines
+
+
+def _is_line(line: Any) -> TypeGuard[dict[str, float]]:
+    """Whether it has the form that `_Lines.add` gives it."""
+    return isinstance(line, dict) and type(line.get("step")) is int and type(line.get("loss")) in (int, float)

@@ -59,10 +59,8 @@ class Grid:
         whole, first = np.searchsorted(ends, at), np.concatenate([[0], at[:-1]])
         skips = first - (ends - self.counts)[whole]
         starts = np.concatenate([self.times[whole], self.times[-1:]])
-        stops = np.where(at == ends[whole], self.stops[whole], np.nan)
-        return Grid(starts, self.widths[whole], at - first, skips, stops), np.concatenate(
-            [[0], 1 + np.searchsorted(at, ends)]
-        )
+        reached, kept = np.where(at == ends[whole], self.stops[whole], np.nan), np.searchsorted(at, ends)
+        return Grid(starts, self.widths[whole], at - first, skips, reached), np.concatenate([[0], 1 + kept])
 
     def part(self, first: int, last: int) -> tuple[Grid, int]:
         """Steps number ``first`` ... ``last`` - 1, and the interval to which the first of them belongs."""

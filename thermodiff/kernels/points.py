@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils, errors
 from numba.core.imputils import RefType, iternext_impl
-from numba.core.typing.templates import AbstractTemplate, infer
+from numba.core.typing.templates import AbstractTemplate, infer, infer_global
 from numba.extending import intrinsic, lower_builtin, models, overload, register_model
 
 from thermodiff.kernels.dual import DUAL, OPTIONS, is_real
@@ -233,11 +233,9 @@ def _slice(x, i):
     return some
 
 
-@infer
+@infer_global(operator.getitem)
 class Item(AbstractTemplate):
     """The type of an entry.  No function is compiled for it: an energy in explicit terms would need one for each index."""
-
-    key = operator.getitem
 
     def generic(self, args: Any, kws: Any) -> Any:
         """The signature, of a point and a whole number."""

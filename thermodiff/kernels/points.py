@@ -233,7 +233,7 @@ def _slice(x, i):
     return some
 
 
-@infer_global(operator.getitem)
+@infer_global(operator.getitem)  # pyright: ignore[reportOptionalCall]
 class Item(AbstractTemplate):
     """The type of an entry.  No function is compiled for it: an energy in explicit terms would need one for each index."""
 

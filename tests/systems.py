@@ -15,6 +15,15 @@ TILTED = td.GaussianMixture(
 CLOUD = td.PointCloud([[-1.2], [-0.4], [-0.1], [0.3], [0.9], [1.6]])
 
 
+def correlated(dim: int, components: int, rng: int, centre: float = 0.0) -> td.GaussianMixture:
+    """A mixture with full covariances, none of them near to singular."""
+    generator = np.random.default_rng(rng)
+    root = generator.normal(size=(components, dim, dim)) / np.sqrt(dim)
+    covs = root @ root.transpose(0, 2, 1) + 0.05 * np.eye(dim)
+    means = centre + 3.0 * generator.normal(size=(components, dim)) / np.sqrt(dim)
+    return td.GaussianMixture(means, covs=covs, weights=generator.dirichlet(np.full(components, 5.0)))
+
+
 def exact_rows(data: td.Density, noise: Schedule, window: tuple[float, float]) -> dict[str, float]:
     """System from the entropies at both ends, medium from second moments integrated in *time*; d <= 2."""
     from scipy.integrate import quad

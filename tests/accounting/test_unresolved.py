@@ -41,9 +41,9 @@ def test_noise_alone_is_not_counted_twice(nodes: int) -> None:
     assert 0.85 < rms(off / told) < 1.15
 
 
-@pytest.mark.parametrize("nodes", [32, 64])
+@pytest.mark.parametrize("nodes", [24, 32, 64])
 def test_an_analytic_course_has_a_small_error(nodes: int) -> None:
-    """More than it has, for coefficients that fall are not continued: a small step on it would be lost so."""
+    """More than it has, for a rough part below what is seen cannot be excluded."""
     off, told = trials(lambda lam, place: 0.05 / (1.0 + np.exp(lam - place)) ** 2, nodes)
     assert rms(off) <= rms(told) + 1e-12
     assert rms(told) < 1e-4

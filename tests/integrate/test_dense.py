@@ -6,22 +6,14 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
+from systems import correlated
 
 import thermodiff as td
 from thermodiff._check import DivergenceError
 from thermodiff.integrate import adaptive, dense
 from thermodiff.kernels.jit import LANES
 
-
-def correlated(dim: int, components: int, rng: int) -> td.GaussianMixture:
-    generator = np.random.default_rng(rng)
-    root = generator.normal(size=(components, dim, dim)) / np.sqrt(dim)
-    covs = root @ root.transpose(0, 2, 1) + 0.05 * np.eye(dim)
-    means = 2.0 + 3.0 * generator.normal(size=(components, dim)) / np.sqrt(dim)
-    return td.GaussianMixture(means, covs=covs, weights=generator.dirichlet(np.full(components, 5.0)))
-
-
-SMALL = correlated(16, 20, 1)
+SMALL = correlated(16, 20, 1, centre=2.0)
 
 
 def test_the_slope_is_that_of_the_score() -> None:
@@ -39,7 +31,7 @@ def test_the_slope_is_that_of_the_score() -> None:
 @pytest.mark.parametrize("noise", [td.VP(), td.StraightLine(0.1), td.VE()], ids=lambda noise: noise.name)
 @pytest.mark.parametrize(("dim", "components"), [(20, 30), (50, 3), (100, 3)])
 def test_the_density_to_a_millionth(dim: int, components: int, noise: td.Schedule) -> None:
-    data = correlated(dim, components, 3)
+    data = correlated(dim, components, 3, centre=2.0)
     x = data.sample(4, rng=4)
     # One point ten widths away from the component that it came from, along one axis.
     x[0] += 10.0 * np.sqrt(np.linalg.eigvalsh(data.covariance())[-1]) * np.eye(dim)[0]
@@ -72,7 +64,7 @@ def test_one_error_among_many_is_seen() -> None:
 
 def test_one_point_costs_no_block() -> None:
     """Fifty components in d = 60: the compiled flow takes seconds of processor time for the 256 points that it pads."""
-    data = correlated(60, 50, 7)
+    data = correlated(60, 50, 7, centre=2.0)
     system, x = td.Diffusion(data, td.VP()), data.sample(1, rng=8)
     td.log_prob(td.Diffusion(SMALL, td.VP()), SMALL.sample(1, rng=9))
     start = time.process_time()
@@ -103,7 +95,7 @@ def test_the_memory_of_a_group_is_bounded(dim: int, components: int) -> None:
 
 
 def test_the_same_bits_for_any_executor_and_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = correlated(70, 2, 10)
+    data = correlated(70, 2, 10, centre=2.0)
     monkeypatch.setattr(dense, "WORTHWHILE", 0)
     system, x = td.Diffusion(data, td.VP()), data.sample(280, rng=11)
     assert dense.suits(data.parts(), 280)
@@ -134,6 +126,6 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_a_hundred_dimensions_and_three_hundred_components() -> None:
-    data = correlated(100, 300, 14)
+    data = correlated(100, 300, 14, centre=2.0)
     x = data.sample(7, rng=15)
     np.testing.assert_allclose(td.log_prob(td.Diffusion(data, td.VP()), x), data.log_prob(x), rtol=0.0, atol=1e-6)

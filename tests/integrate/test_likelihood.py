@@ -5,7 +5,7 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
-from systems import CLOUD, LINE, PLANE, TILTED
+from systems import CLOUD, LINE, PLANE, TILTED, correlated
 from truths import BIM1, mixture_oracle
 
 import thermodiff as td
@@ -23,14 +23,6 @@ WITH_PRIOR = [-0.9165105866, -4.5912724978]
 def relative(value: np.ndarray, truth: np.ndarray) -> float:
     """Largest error in units of max(1, |log-density|)."""
     return float(np.max(np.abs(value - truth) / np.maximum(1.0, np.abs(truth))))
-
-
-def correlated(dim: int, components: int, rng: int) -> td.GaussianMixture:
-    generator = np.random.default_rng(rng)
-    root = generator.normal(size=(components, dim, dim)) / np.sqrt(dim)
-    covs = root @ root.transpose(0, 2, 1) + 0.05 * np.eye(dim)
-    means = 3.0 * generator.normal(size=(components, dim)) / np.sqrt(dim)
-    return td.GaussianMixture(means, covs=covs, weights=generator.dirichlet(np.full(components, 5.0)))
 
 
 @pytest.mark.parametrize(("prior", "truth"), [("marginal", EXACT), ("equilibrium", WITH_PRIOR)])

@@ -5,20 +5,12 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
-from systems import CLOUD, PLANE, TILTED
+from systems import CLOUD, PLANE, TILTED, correlated
 
 import thermodiff as td
 from thermodiff._check import DivergenceError
 from thermodiff.integrate import adaptive, dense, stiff
 from thermodiff.kernels.adaptive import DONE, EXHAUSTED
-
-
-def correlated(dim: int, components: int, rng: int) -> td.GaussianMixture:
-    generator = np.random.default_rng(rng)
-    root = generator.normal(size=(components, dim, dim)) / np.sqrt(dim)
-    covs = root @ root.transpose(0, 2, 1) + 0.05 * np.eye(dim)
-    means = 3.0 * generator.normal(size=(components, dim)) / np.sqrt(dim)
-    return td.GaussianMixture(means, covs=covs, weights=generator.dirichlet(np.full(components, 5.0)))
 
 
 def away(data: td.Density, distance: float, n: int = 1, rng: int = 1) -> np.ndarray:

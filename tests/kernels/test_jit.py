@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numba import types
+from numba.core.errors import NumbaError
 from packed_laws import LAWS
 
 import thermodiff
@@ -69,6 +71,37 @@ def test_one_machine_code_for_all_fields() -> None:
     assert len(codes) == 1
     assert len(march.march.dispatcher.signatures) == 1
     assert len(integrands.gram.dispatcher.signatures) == 1
+
+
+def test_helpers_borrow_their_arrays() -> None:
+    """Counted references cost a tenth of an Euler step, so a helper has none: it cannot allocate."""
+
+    @jit.inline
+    def views(rows):
+        for row in range(rows.shape[0]):
+            line = rows[row]
+            line[0] = 1.0
+
+    views.compile((jit.matrix,))
+    assert "NRT_incref" not in "".join(views.inspect_llvm().values())
+    with pytest.raises(NumbaError, match="NRT required"):
+        jit.subroutine(lambda n: np.empty(n)[0]).compile((types.int64,))
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_kernels_give_back_the_references_that_they_took(name: str) -> None:
+    """A kernel that gets a view from a helper would give back one more with each call, and the array would be freed."""
+    law, key, scalars = LAWS[name], np.array([1, 2], dtype=np.uint32), np.array([[0.7, 0.5]])
+    x, c, row = np.zeros((law.dim, LANES)), np.zeros((law.dim, LANES)), np.array([0.7, 0.25, 0.0, 1.0])
+    out = [np.empty((law.dim + extra, LANES)) for extra in (0, 2)] + [np.empty((2, LANES))]
+    arrays = [law.params, key, scalars, x, c, row, *out]
+    before = [sys.getrefcount(array) for array in arrays]
+    for _ in range(5):
+        law.draw(key, 0, 0, scalars, law.params, x, c)
+        law.score(x, row, law.params, out[0])
+        law.score(x, row, law.params, out[1])
+        law.density(x, row, law.params, out[2])
+    assert [sys.getrefcount(array) for array in arrays] == before
 
 
 def test_a_kernel_refuses_other_types_instead_of_recompiling() -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from numba import types
 
 from thermodiff.kernels.jit import LANES, field_pointer, inline, kernel, matrix, subroutine, tensor, vector
+from thermodiff.kernels.march import copy_lanes
 
 DONE, EXHAUSTED, LOST = range(3)
 """How a block ended: at its goal, at the limit of steps, or with steps too small to move lam (a slope is not finite)."""
@@ -189,13 +190,19 @@ def _between(x, y, h, slopes, share, out):
 
 
 @inline
+def _weight(i, share):
+    """Row ``i`` of `QUINTIC` at a share of the step."""
+    total = 0.0
+    for power in range(5, -1, -1):
+        total = total * share + QUINTIC[i, power]
+    return total
+
+
+@inline
 def _within(x, y, h, slopes, share, out):
     """The state at ``share`` of the step, from the quintic."""
-    weights = np.zeros(5)
-    for i in range(5):
-        for power in range(5, -1, -1):
-            weights[i] = weights[i] * share + QUINTIC[i, power]
-    w0, w1, w2, w3, w4 = h * weights[0], h * weights[1], h * weights[2], h * weights[3], weights[4]
+    w0, w1, w2, w3 = h * _weight(0, share), h * _weight(1, share), h * _weight(2, share), h * _weight(3, share)
+    w4 = _weight(4, share)
     for c in range(x.shape[0]):
         before, after, target = x[c], y[c], out[c]
         s0, s1, s2, s3 = slopes[0, c], slopes[STAGES, c], slopes[STAGES + 1, c], slopes[STAGES - 1, c]
@@ -210,7 +217,7 @@ def _keep(field, params, table, low, high, dim, asked, slot, lam, h, beyond, x, 
     fresh = True
     while slot < asked.size and (asked[slot] - beyond) * h <= 0.0:
         if asked[slot] == beyond:
-            out[slot, :, offset : offset + LANES] = y
+            copy_lanes(y, 0, out[slot], offset)
         else:
             if fresh:
                 for i in range(2):
@@ -219,15 +226,17 @@ def _keep(field, params, table, low, high, dim, asked, slot, lam, h, beyond, x, 
                     field(kept[:dim], row, params, slopes[STAGES + i])
                 fresh = False
             _within(x, y, h, slopes, (asked[slot] - lam) / h, kept)
-            out[slot, :, offset : offset + LANES] = kept
+            copy_lanes(kept, 0, out[slot], offset)
         slot += 1
     return slot
 
 
 @subroutine
-def _block(field, params, table, low, high, dim, asked, rtol, atol, narrow, most, x, y, slopes, out, offset, status):
+def _block(
+    field, params, table, low, high, dim, asked, rtol, atol, narrow, most,
+    x, y, slopes, row, work, kept, out, offset, status,
+):  # fmt: skip
     """Carry ``x`` from asked[0] to asked[-1]; asked states go to ``out``, (how, lam, steps taken) to ``status``."""
-    row, work, kept = np.empty(4), np.empty((3, LANES)), np.empty_like(x)
     lam, goal, slot, taken = asked[0], asked[-1], 1, 0
     sign = 1.0 if goal > lam else -1.0
     schedule_row(table, low, high, lam, row)
@@ -253,8 +262,8 @@ def _block(field, params, table, low, high, dim, asked, rtol, atol, narrow, most
         slot = _keep(
             field, params, table, low, high, dim, asked, slot, lam, h, beyond, x, y, slopes, row, kept, out, offset
         )  # fmt: skip
-        x[:] = y
-        slopes[0] = slopes[STAGES - 1]
+        copy_lanes(y, 0, x, 0)
+        copy_lanes(slopes[STAGES - 1], 0, slopes[0], 0)
         lam = beyond
         taken += 1
         if final:
@@ -283,12 +292,13 @@ def flow(field, params, table, low, high, dim, first, last, asked, rtol, atol, n
     """
     rows = states.shape[1]
     x, y, slopes = np.empty((rows, LANES)), np.empty((rows, LANES)), np.empty((STAGES + 2, rows, LANES))
+    row, work, kept = np.empty(4), np.empty((3, LANES)), np.empty((rows, LANES))
     for block in range(last - first):
         offset = block * LANES
-        x[:, :] = states[0, :, offset : offset + LANES]
+        copy_lanes(states[0], offset, x, 0)
         _block(
             field, params, table, low, high, dim, asked, rtol, atol, narrow, most,
-            x, y, slopes, states, offset, status[block],
+            x, y, slopes, row, work, kept, states, offset, status[block],
         )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numba import types
 
 from thermodiff.kernels.elementary import LN2, LOG2E, exp2_weight, log
-from thermodiff.kernels.jit import LANES, field_signature, inline, kernel, matrix, vector
+from thermodiff.kernels.jit import LANES, field_signature, inline, kernel, matrix, subroutine, vector
 from thermodiff.kernels.scores import finish, log_density
 
 TILE = 64
@@ -25,9 +25,10 @@ NEGLIGIBLE = 1e-25
 
 @inline
 def cloud_parts(params):
-    """Points of a cloud, (n, d)."""
+    """Number of points, dimension, and the points of a cloud, (n, d)."""
+    # In a tuple: Numba takes no array alone from a helper that counts no references.
     count, dim = int(params[0]), int(params[1])
-    return params[2 : 2 + count * dim].reshape(count, dim)
+    return count, dim, params[2 : 2 + count * dim].reshape(count, dim)
 
 
 @inline
@@ -157,20 +158,27 @@ def _add_moments(weights, distances, size, factor, scale, sums):
 @kernel(field_signature)
 def cloud_score(x, row, params, out):
     """a x + c s for n equal points (the empirical law); cost n d per point, memory of one tile."""
+    dim = int(params[1])
+    weights, kept = np.empty(TILE * LANES), np.empty(TILE * LANES if out.shape[0] > dim else 0)
+    _cloud_score(x, row, params, out, weights, kept, np.empty((4, LANES)), np.zeros(dim * LANES))
+
+
+@subroutine
+def _cloud_score(x, row, params, out, weights, kept, work, sums):
+    """`cloud_score`; ``kept`` holds the distances of a tile for what is written beyond the score, ``sums`` zeros."""
     alpha, sigma2, a, c = row[0], row[1], row[2], row[3]
-    points = cloud_parts(params)
-    count, dim = points.shape
+    count, dim, points = cloud_parts(params)
     extra = out.shape[0] - dim
     half = -0.5 * LOG2E / sigma2
-    weights, kept = np.empty(TILE * LANES), np.empty(TILE * LANES if extra > 0 else 0)
-    top, total = np.full(LANES, -np.inf), np.zeros(LANES)
-    scale, excess, sums = np.empty(LANES), np.zeros(LANES), np.zeros(dim * LANES)
+    top, total, scale, excess = work[0], work[1], work[2], work[3]
+    for lane in range(LANES):
+        top[lane], total[lane], excess[lane] = -np.inf, 0.0, 0.0
     for first in range(0, count, TILE):
         last = min(first + TILE, count)
         size = last - first
         _cloud_distances(x, alpha, points, first, last, weights)
         if extra > 0:
-            kept[: size * LANES] = weights[: size * LANES]
+            _keep(weights, size, kept)
         _cloud_weights(weights, size, half, top, total, scale)
         if extra > 0:
             _add_moments(weights, kept, size, 1.0, scale, excess)
@@ -194,18 +202,30 @@ def cloud_score(x, row, params, out):
 @kernel(field_signature)
 def cloud_density(x, row, params, out):
     """log p_t and H(r) for n equal points."""
+    _cloud_density(x, row, params, out, np.empty(TILE * LANES), np.empty(TILE * LANES), np.empty((4, LANES)))
+
+
+@inline
+def _keep(distances, size, out):
+    """A copy of the distances of a tile."""
+    for place in range(size * LANES):
+        out[place] = distances[place]
+
+
+@subroutine
+def _cloud_density(x, row, params, out, weights, kept, work):
+    """`cloud_density`."""
     alpha, sigma2 = row[0], row[1]
-    points = cloud_parts(params)
-    count, dim = points.shape
+    count, dim, points = cloud_parts(params)
     half = -0.5 * LOG2E / sigma2
-    weights, kept = np.empty(TILE * LANES), np.empty(TILE * LANES)
-    top, total = np.full(LANES, -np.inf), np.zeros(LANES)
-    scale, moment = np.empty(LANES), np.zeros(LANES)
+    top, total, scale, moment = work[0], work[1], work[2], work[3]
+    for lane in range(LANES):
+        top[lane], total[lane], moment[lane] = -np.inf, 0.0, 0.0
     for first in range(0, count, TILE):
         last = min(first + TILE, count)
         size = last - first
         _cloud_distances(x, alpha, points, first, last, weights)
-        kept[: size * LANES] = weights[: size * LANES]
+        _keep(weights, size, kept)
         _cloud_weights(weights, size, half, top, total, scale)
         _add_moments(weights, kept, size, half, scale, moment)
     density, entropy = out[0], out[1]

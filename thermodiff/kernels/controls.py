@@ -12,7 +12,7 @@ import numpy as np
 from numba import types
 
 from thermodiff.kernels.elementary import from_bits, to_bits
-from thermodiff.kernels.jit import FLAGS, inline, kernel, matrix, subroutine, vector
+from thermodiff.kernels.jit import BORROWING, inline, kernel, matrix, subroutine, vector
 
 SLICE = 256
 """Samples per slice."""
@@ -21,7 +21,7 @@ TERMS = 4
 
 indices = types.int64[:, ::1]
 
-_SUMMING = {**FLAGS, "cache": False, "forceinline": True, "fastmath": {"contract", "nsz", "reassoc", "nnan"}}
+_SUMMING = {**BORROWING, "forceinline": True, "fastmath": {"contract", "nsz", "reassoc", "nnan"}}
 """For sums and maxima alone, which vectorise only if their order is free.  (`adjust` lets nan through by the values.)"""
 
 
@@ -148,11 +148,14 @@ def _solve(gram, right):
 
 
 @subroutine
-def _fit(samples, sizes, limits, second, peaks, right):
-    """Ridge regression of the values on the controls, from their moments; coefficients into ``right`` (C, R)."""
+def _fit(samples, sizes, limits, second, peaks, scale, gram, right):
+    """Ridge regression of the values on the controls, from their moments; coefficients into ``right`` (C, R).
+
+    ``scale`` (C,) and ``gram`` (C, C) are to work in.
+    """
     controls, ridge, leverage, smallest = sizes.size, limits[0], limits[1], limits[2]
-    scale, gram = np.zeros(controls), np.empty((controls, controls))
     for i in range(controls):
+        scale[i] = 0.0
         square, floor = second[1 + i, 1 + i], smallest * sizes[i]
         # A control that vanishes up to rounding has no known mean; one that rests on a single sample has no fit.
         if square > floor * floor and peaks[1 + i] < leverage * samples * square:
@@ -195,9 +198,9 @@ def _gains(columns, factors, products, value, coefficients, gains, times):
 
 
 @inline
-def _combine(given, first, size, gains, target):
-    """The sum of the given rows by ``gains``; those without are not looked at, which may hold nan."""
-    constant, used, count = gains[-1], np.empty(gains.size + 1, np.int64), 0
+def _combine(given, first, size, gains, used, target):
+    """The sum of the given rows by ``gains``; those without are not looked at, which may hold nan.  ``used`` is room."""
+    constant, count = gains[-1], 0
     for n in range(size):
         target[n] = constant
     for g in range(gains.size - 1):
@@ -214,25 +217,18 @@ def _combine(given, first, size, gains, target):
 
 
 @subroutine
-def _subtract(given, first, last, columns, factors, products, table, controls, coefficients, out):
-    """Values of samples first ... last - 1 less the controls times ``coefficients`` (C, fitted).
+def _subtract(given, first, last, pair_columns, pair_factors, products, gains, times, used, table, out):
+    """Values of samples first ... last - 1 less the controls, by their `_gains`.
 
-    All that is linear goes into one factor for each given row; products are formed from their factors.
+    All that is linear is in one factor for each given row; products are formed from their factors.
     """
-    gains, times = np.empty((out.shape[0], given.shape[0] + 1)), np.empty((out.shape[0], products.shape[0]))
-    none = np.empty(0)
-    for r in range(out.shape[0]):
-        fitted = coefficients[:, r].copy() if r < coefficients.shape[1] else none
-        _gains(columns, factors, products, 1 + controls + r, fitted, gains[r], times[r])
-    pairs = products[:, 1:3].copy().reshape(-1)
-    pair_columns, pair_factors = columns[pairs], factors[pairs]
     start = first
     while start < last:
         size = min(SLICE, last - start)
         _fill(given, start, size, pair_columns, pair_factors, products[:0], table)
         for r in range(out.shape[0]):
             target = out[r, start : start + size]
-            _combine(given, start, size, gains[r], target)
+            _combine(given, start, size, gains[r], used, target)
             for p in range(products.shape[0]):
                 factor, one, two = times[r, p], table[2 * p], table[2 * p + 1]
                 if factor != 0.0:
@@ -275,13 +271,21 @@ def adjust(given, samples, fitted, columns, factors, products, sizes, limits, ou
     fours, twos = -(-(1 + controls) // 4) * 4, -(-(1 + controls + fitted) // 2) * 2
     table = np.zeros((max(columns.shape[0], fours, twos, 2 * products.shape[0]), SLICE))
     second, peaks = np.zeros((fours, twos)), np.zeros(fours)
-    coefficients = np.zeros((2, controls, fitted))
+    scale, correlations = np.empty(controls), np.empty((controls, controls))
+    # Values beyond the fitted ones have nothing subtracted.
+    coefficients = np.zeros((2, controls, out.shape[0]))
     if controls > 0:
         _moments(given, half, samples, columns, factors, products, table, second, peaks)
-        _fit(samples - half, sizes, limits, second, peaks, coefficients[0])
+        _fit(samples - half, sizes, limits, second, peaks, scale, correlations, coefficients[0, :, :fitted])
         _moments(given, 0, half, columns, factors, products, table, second, peaks)
-        _fit(half, sizes, limits, second, peaks, coefficients[1])
-    _subtract(given, 0, half, columns, factors, products, table, controls, coefficients[0], out)
-    _subtract(given, half, samples, columns, factors, products, table, controls, coefficients[1], out)
+        _fit(half, sizes, limits, second, peaks, scale, correlations, coefficients[1, :, :fitted])
+    gains, times = np.empty((out.shape[0], given.shape[0] + 1)), np.empty((out.shape[0], products.shape[0]))
+    pairs, used = products[:, 1:3].copy().reshape(-1), np.empty(given.shape[0] + 2, np.int64)
+    pair_columns, pair_factors = columns[pairs], factors[pairs]
+    for part in range(2):
+        first, last = (0, half) if part == 0 else (half, samples)
+        for r in range(out.shape[0]):
+            _gains(columns, factors, products, 1 + controls + r, coefficients[part, :, r], gains[r], times[r])
+        _subtract(given, first, last, pair_columns, pair_factors, products, gains, times, used, table, out)
     for r in range(out.shape[0]):
         statistics[r, 0], statistics[r, 1] = _sum_and_squares(out[r])

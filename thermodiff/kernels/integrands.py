@@ -14,6 +14,7 @@ from numba import types
 from thermodiff.kernels.clouds import cloud_parts
 from thermodiff.kernels.controls import adjust_pointer, indices
 from thermodiff.kernels.jit import LANES, field_pointer, inline, kernel, matrix, subroutine, tensor, vector, words
+from thermodiff.kernels.march import copy_lanes
 from thermodiff.kernels.philox import COMPONENT, NOISE, fill_rows, fill_uniforms
 from thermodiff.kernels.scores import full_parts, isotropic_parts
 
@@ -52,24 +53,33 @@ def _choose(uniforms, cumulative, chosen):
 @kernel(draw_signature)
 def draw_isotropic(key, path, node, scalars, params, x, c):
     """x_t and component score for a mixture of isotropic Gaussians."""
+    work, chosen, table = np.empty((6, LANES)), np.empty(LANES, np.int64), np.empty((2, int(params[0])))
+    _draw_isotropic(key, path, node, scalars, params, x, c, work, chosen, table, np.ones(c.shape[0]))
+
+
+@subroutine
+def _draw_isotropic(key, path, node, scalars, params, x, c, work, chosen, table, ones):
+    """`draw_isotropic`; ``table`` (2, K) holds the widths of the components and a coordinate of their centres."""
     _, cumulative, variances, means = isotropic_parts(params)
     dim = means.shape[1]
-    quad, chosen = np.empty((4, LANES)), np.empty(LANES, np.int64)
-    width, slope = np.empty(LANES), np.empty(LANES)
-    fill_rows(key, path, node * dim, NOISE, quad, -1, np.ones(c.shape[0]), c)
+    quad, width, slope, widths, centres = work[:4], work[4], work[5], table[0], table[1]
+    fill_rows(key, path, node * dim, NOISE, quad, -1, ones, c)
     group = -1
     for j in range(scalars.shape[0]):
         alpha, sigma = scalars[j, 0], scalars[j, 1]
         group = _component_uniforms(key, path, node + j, group, quad)
         _choose(quad[(node + j) % 4], cumulative, chosen)
         # Within a component x_t is Gaussian: one normal per coordinate stands for x_0 and z together.
-        widths = np.sqrt(alpha * alpha * variances + sigma * sigma)
+        for k in range(widths.size):
+            widths[k] = np.sqrt(alpha * alpha * variances[k] + sigma * sigma)
         for lane in range(LANES):
             width[lane] = widths[chosen[lane]]
         for lane in range(LANES):
             slope[lane] = -sigma / width[lane]
         for i in range(dim):
-            xi, ci, centres = x[j * dim + i], c[j * dim + i], alpha * means[:, i]
+            xi, ci = x[j * dim + i], c[j * dim + i]
+            for k in range(centres.size):
+                centres[k] = alpha * means[k, i]
             for lane in range(LANES):
                 normal = ci[lane]
                 xi[lane] = centres[chosen[lane]] + width[lane] * normal
@@ -79,17 +89,25 @@ def draw_isotropic(key, path, node, scalars, params, x, c):
 @kernel(draw_signature)
 def draw_full(key, path, node, scalars, params, x, c):
     """x_t and component score for a mixture with full covariances."""
+    count, dim = int(params[0]), int(params[1])
+    work, chosen, widths = np.empty((4 + x.shape[0], LANES)), np.empty(LANES, np.int64), np.empty((count, dim))
+    _draw_full(key, path, node, scalars, params, x, c, work[:4], work[4:], chosen, widths, np.ones(x.shape[0]))
+
+
+@subroutine
+def _draw_full(key, path, node, scalars, params, x, c, quad, normals, chosen, widths, ones):
+    """`draw_full`."""
     _, cumulative, means, eigenvalues, axes = full_parts(params)
-    dim = means.shape[1]
-    quad, chosen = np.empty((4, LANES)), np.empty(LANES, np.int64)
-    normals = np.empty((x.shape[0], LANES))
-    fill_rows(key, path, node * dim, NOISE, quad, -1, np.ones(x.shape[0]), normals)
+    count, dim = means.shape
+    fill_rows(key, path, node * dim, NOISE, quad, -1, ones, normals)
     group = -1
     for j in range(scalars.shape[0]):
         alpha, sigma, row = scalars[j, 0], scalars[j, 1], j * dim
         group = _component_uniforms(key, path, node + j, group, quad)
         _choose(quad[(node + j) % 4], cumulative, chosen)
-        widths = np.sqrt(alpha * alpha * eigenvalues + sigma * sigma)
+        for k in range(count):
+            for i in range(dim):
+                widths[k, i] = np.sqrt(alpha * alpha * eigenvalues[k, i] + sigma * sigma)
         for lane in range(LANES):
             k = chosen[lane]
             for i in range(dim):
@@ -107,10 +125,14 @@ def draw_full(key, path, node, scalars, params, x, c):
 @kernel(draw_signature)
 def draw_cloud(key, path, node, scalars, params, x, c):
     """x_t for a point drawn uniformly from a cloud, and c = -z."""
-    points = cloud_parts(params)
-    count, dim = points.shape
-    quad = np.empty((4, LANES))
-    fill_rows(key, path, node * dim, NOISE, quad, -1, np.ones(c.shape[0]), c)
+    _draw_cloud(key, path, node, scalars, params, x, c, np.empty((4, LANES)), np.ones(c.shape[0]))
+
+
+@subroutine
+def _draw_cloud(key, path, node, scalars, params, x, c, quad, ones):
+    """`draw_cloud`."""
+    count, dim, points = cloud_parts(params)
+    fill_rows(key, path, node * dim, NOISE, quad, -1, ones, c)
     group = -1
     for j in range(scalars.shape[0]):
         alpha, sigma, row = scalars[j, 0], scalars[j, 1], j * dim
@@ -130,25 +152,23 @@ def draws(draw, key, first, last, node, scalars, params, x, c):
     for block in range(first, last):
         draw(key, block * LANES, node, scalars, params, block_x, block_c)
         offset = (block - first) * LANES
-        x[:, offset : offset + LANES] = block_x
-        c[:, offset : offset + LANES] = block_c
+        copy_lanes(block_x, 0, x, offset)
+        copy_lanes(block_c, 0, c, offset)
 
 
 @subroutine
-def _gram(draw, field, key, first, last, node, scalars, params, out):
+def _gram(draw, field, key, first, last, node, scalars, params, x, c, table, row, out):
     """The rows of blocks first ... last - 1 into their columns of ``out[m, row, n]``.
 
-    First those that the score field writes beyond the score, then `GRAM`.
+    First those that the score field writes beyond the score, then `GRAM`.  ``table`` (d + rows, LANES) is for a block at one
+    node, b in front: small enough for the cache, where ``out`` is not.
     """
     nodes, dim = scalars.shape[0], int(params[1])
-    x, c = np.empty((nodes * dim, LANES)), np.empty((nodes * dim, LANES))
-    # A block at one node, b in front: small enough for the cache, where `out` is not.
-    table = np.empty((dim + out.shape[1], LANES))
     for block in range(first, last):
         draw(key, block * LANES, node, scalars, params, x, c)
         for j in range(nodes):
             here = slice(j * dim, (j + 1) * dim)
-            _products(field, scalars[j, 0], scalars[j, 1], params, x[here], c[here], table)
+            _products(field, scalars[j, 0], scalars[j, 1], params, x[here], c[here], row, table)
             for r in range(out.shape[1]):
                 source, target = table[dim + r], out[j, r, block * LANES : (block + 1) * LANES]
                 for lane in range(LANES):
@@ -156,11 +176,11 @@ def _gram(draw, field, key, first, last, node, scalars, params, out):
 
 
 @subroutine
-def _products(field, alpha, sigma, params, x, c, table):
+def _products(field, alpha, sigma, params, x, c, row, table):
     """b, what the field writes beyond it, and the six inner products of each lane, one below the other."""
-    dim, rest, row = x.shape[0], table.shape[0] - 6, np.zeros(4)
+    dim, rest = x.shape[0], table.shape[0] - 6
     # The field writes a x + c s: with c = sigma that is b.
-    row[0], row[1], row[3] = alpha, sigma * sigma, sigma
+    row[0], row[1], row[2], row[3] = alpha, sigma * sigma, 0.0, sigma
     field(x, row, params, table[:rest])
     divergence = table[dim]
     for lane in range(LANES):
@@ -206,7 +226,9 @@ def _of_score(x, y, c, d, b, s, xb, bb, cb):
 @kernel(types.void(draw_pointer, field_pointer, words, types.int64, types.int64, types.int64, matrix, vector, tensor))
 def gram(draw, field, key, first, last, node, scalars, params, out):
     """`_gram`, called from Python."""
-    _gram(draw, field, key, first, last, node, scalars, params, out)
+    rows, dim = scalars.shape[0] * int(params[1]), int(params[1])
+    x, c, table = np.empty((rows, LANES)), np.empty((rows, LANES)), np.empty((dim + out.shape[1], LANES))
+    _gram(draw, field, key, first, last, node, scalars, params, x, c, table, np.empty(4), out)
 
 
 @kernel(
@@ -259,16 +281,21 @@ def integrate(
     ``work`` (g, G, >= samples) holds g nodes at a time, ``values`` and ``sums`` are (R, samples), ``statistics`` (m, R, 2);
     the rest as for `gram` and `controls.adjust`.
     """
-    samples, blocks = sums.shape[1], -(-sums.shape[1] // LANES)
+    samples, blocks, dim = sums.shape[1], -(-sums.shape[1] // LANES), int(params[1])
+    rows = min(work.shape[0], scalars.shape[0]) * dim
+    x, c, table, row = np.empty((rows, LANES)), np.empty((rows, LANES)), np.empty((dim + work.shape[1], LANES)), np.empty(4)
     for start in range(0, scalars.shape[0], work.shape[0]):
         size = min(work.shape[0], scalars.shape[0] - start)
         for first in range(0, blocks, chunk):
             last = min(first + chunk, blocks)
-            _gram(draw, field, key, first, last, node + start, scalars[start : start + size], params, work)
+            here = scalars[start : start + size]
+            _gram(
+                draw, field, key, first, last, node + start, here, params, x[: size * dim], c[: size * dim], table, row, work
+            )
         for j in range(start, start + size):
             given = work[j - start]
             adjust(given, samples, fitted, columns, factors[j], products, sizes[j], limits, values, statistics[j])
             for r in range(sums.shape[0]):
-                row, value, weight = sums[r], values[r], weights[j]
+                total, value, weight = sums[r], values[r], weights[j]
                 for n in range(samples):
-                    row[n] += weight * value[n]
+                    total[n] += weight * value[n]

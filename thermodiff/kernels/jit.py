@@ -7,14 +7,18 @@ Every compiled function of thermodiff is made by one of the three decorators her
 ``subroutine``
     A larger helper, left as a call.
 ``kernel(signature)``
-    An entry point with one fixed signature.  Nothing is compiled at import: the first call compiles it, or loads it
-    from Numba's disk cache.  All calls share that one machine code, whatever field or schedule they carry.
+    An entry point with one fixed signature, which allocates what it and its helpers need.  Nothing is compiled at import:
+    the first call compiles it, or loads it from Numba's disk cache.  All calls share that one machine code, whatever field
+    or schedule they carry.
 
 Flags
 -----
 ``error_model="numpy"``: a division under Python's model can raise, and that branch stops vectorisation.
 ``fastmath={"contract", "nsz", "arcp"}`` and no more: ``reassoc`` deletes rounding tricks such as
 ``(y + 1.5 * 2**52) - 1.5 * 2**52``; ``nnan`` and ``ninf`` delete the checks for NaN.
+``_nrt=False`` for the helpers: they borrow their arrays and cannot allocate.  Numba would count a reference for each view of
+an array, dozens in a step of a block, by instructions that wait for all writing before them (decision 22).  A helper that
+returns a view must be called by helpers only: a kernel would give back a reference that nobody took.
 """
 
 from __future__ import annotations
@@ -38,6 +42,8 @@ FLAGS: dict[str, Any] = {
     "fastmath": {"contract", "nsz", "arcp"},
     "cache": True,
 }
+
+BORROWING: dict[str, Any] = {**FLAGS, "cache": False, "_nrt": False}
 
 
 def _source_stamp() -> str:
@@ -64,12 +70,12 @@ field_pointer = types.FunctionType(field_signature)
 
 def inline(function: Any) -> Any:
     """Compile a helper into its callers; a helper left as a call would stop the vectorisation of its caller's loop."""
-    return numba.njit(**{**FLAGS, "cache": False, "forceinline": True})(function)
+    return numba.njit(**BORROWING, forceinline=True)(function)
 
 
 def subroutine(function: Any) -> Any:
     """Compile a helper that is called once per block or more rarely, and too large to be copied into its callers."""
-    return numba.njit(**{**FLAGS, "cache": False})(function)
+    return numba.njit(**BORROWING)(function)
 
 
 class Kernel:

@@ -35,6 +35,7 @@ from thermodiff.kernels.jit import (
     vector,
     words,
 )
+from thermodiff.kernels.march import copy_lanes
 from thermodiff.kernels.philox import PATH, fill_rows, hold
 
 EULER, HEUN, MILSTEIN, WEAK2, RK4 = range(5)
@@ -138,7 +139,7 @@ def _time(start, steps, h):
     return fma(float(steps), h, start)
 
 
-@subroutine
+@inline
 def _euler_diagonal(field, x, rows, params, h, key, path, step, mix, quad, group, work):
     """x + h f + sqrt(h) B z for a diagonal B, without a copy of the normals; returns their group, see `hold`."""
     dim, root = x.shape[0], np.sqrt(h)
@@ -330,6 +331,72 @@ def affine(x, row, params, out):
                     target[lane] += factor * source[lane]
 
 
+@subroutine
+def _carry(
+    field, params, energy, noise, noise_params, kind, mix, twist, key, rule, block, offset, step,
+    starts, widths, skips, counts, stops, walls, confined, direct, buffers, rows, states, heats, works,
+):  # fmt: skip
+    """`langevin` of one block, whose lanes begin at ``offset``; ``buffers`` and ``rows`` are to work in."""
+    x, z, kick, quad, old, heat, total, scales, work, spread, other, sides = buffers
+    per_step, heated, worked = mix.shape[0] > 1, heats.size > 0, works.size > 0
+    copy_lanes(states[0], offset, x, 0)
+    # At the start alone: one that a step carried to the upper end of a ring must stay there, wherever a run is cut.
+    if confined and step == 0:
+        _wrap(x, walls)
+    for lane in range(LANES):
+        heat[lane], total[lane] = 0.0, 0.0
+    group, k = -1, step
+    for interval in range(starts.size):
+        h, count = widths[interval], counts[interval]
+        end = _time(starts[interval], skips[interval], h)
+        for j in range(count):
+            # A step begins where the last one ended, to the bit: what jumps between the two would be seen by neither.
+            t, end = end, _time(starts[interval], skips[interval] + j + 1, h)
+            if j == count - 1 and not np.isnan(stops[interval]):
+                end = stops[interval]
+            rows[0, 0], rows[1, 0], rows[2, 0] = t, t + 0.5 * h, end
+            now = mix[k - step if per_step else 0]
+            if kind != NONE and not direct:
+                group = draw_noise(key, block * LANES, k, kind, now, np.sqrt(h), quad, group, scales, z, kick)
+            if heated or worked:
+                copy_lanes(x, 0, old, 0)
+            if kind == STATE:
+                if rule == HEUN:
+                    _stratonovich_heun(
+                        field, noise, x, rows, params, noise_params, h, twist, z, work, spread, other, walls, sides
+                    )
+                elif rule == WEAK2:
+                    _platen(field, noise, x, rows, params, noise_params, h, twist, z, work, spread, other, walls, sides)
+                else:
+                    order = 1.0 if rule == MILSTEIN else 0.0
+                    _milstein(field, noise, x, rows, params, noise_params, h, twist, z, order, work, spread, walls, sides)
+            elif rule == RK4:
+                _rk4(field, x, rows, params, h, work, walls, sides)
+            elif direct:
+                group = _euler_diagonal(field, x, rows, params, h, key, block * LANES, k, now, quad, group, work)
+            elif rule == EULER:
+                _euler(field, x, rows, params, h, kick, work)
+            else:
+                _heun(field, x, rows, params, h, kick, work, walls, sides)
+            # A wall that reflects takes no heat; a chord around a ring must not be cut.
+            if confined:
+                _reflect(x, walls, sides)
+            if heated:
+                _add_heat(field, old, x, rows, params, work, heat, walls, confined)
+            if confined:
+                _wrap(x, walls)
+            if worked:
+                _add_work(energy, old, x, rows, params, work, total)
+            k += 1
+        copy_lanes(x, 0, states[interval + 1], offset)
+        if heated:
+            for lane in range(LANES):
+                heats[interval + 1, offset + lane] = heat[lane]
+        if worked:
+            for lane in range(LANES):
+                works[interval + 1, offset + lane] = total[lane]
+
+
 @kernel(
     types.void(
         field_pointer,
@@ -389,7 +456,7 @@ def langevin(
     ``states[j + 1]`` and, where they are not empty, in ``heats[j + 1]`` and ``works[j + 1]`` (T, n): the integrals of
     f . dx and of dU/dt along each path, where the first row of the field ``energy``, with the same ``params``, is U.
     """
-    dim, per_step, heated, worked = states.shape[1], mix.shape[0] > 1, heats.size > 0, works.size > 0
+    dim = states.shape[1]
     direct = kind == ADDITIVE and rule == EULER and mix.shape[2] == 1
     confined = False
     for i in range(dim):
@@ -399,69 +466,9 @@ def langevin(
     old, heat, total, scales = np.empty((dim, LANES)), np.zeros(LANES), np.zeros(LANES), np.empty(dim)
     work, spread, other = np.empty((5, dim, LANES)), np.empty((2 * dim, LANES)), np.empty((2 * dim, LANES))
     rows = np.zeros((3, 4))
+    buffers = (x, z, kick, quad, old, heat, total, scales, work, spread, other, sides)
     for block in range(first, last):
-        offset = (block - first) * LANES
-        for i in range(dim):
-            for lane in range(LANES):
-                x[i, lane] = states[0, i, offset + lane]
-        # At the start alone: one that a step carried to the upper end of a ring must stay there, wherever a run is cut.
-        if confined and step == 0:
-            _wrap(x, walls)
-        for lane in range(LANES):
-            heat[lane], total[lane] = 0.0, 0.0
-        group, k = -1, step
-        for interval in range(starts.size):
-            h, count = widths[interval], counts[interval]
-            end = _time(starts[interval], skips[interval], h)
-            for j in range(count):
-                # A step begins where the last one ended, to the bit: what jumps between the two would be seen by neither.
-                t, end = end, _time(starts[interval], skips[interval] + j + 1, h)
-                if j == count - 1 and not np.isnan(stops[interval]):
-                    end = stops[interval]
-                rows[0, 0], rows[1, 0], rows[2, 0] = t, t + 0.5 * h, end
-                now = mix[k - step if per_step else 0]
-                if kind != NONE and not direct:
-                    group = draw_noise(key, block * LANES, k, kind, now, np.sqrt(h), quad, group, scales, z, kick)
-                if heated or worked:
-                    for i in range(dim):
-                        for lane in range(LANES):
-                            old[i, lane] = x[i, lane]
-                if kind == STATE:
-                    if rule == HEUN:
-                        _stratonovich_heun(
-                            field, noise, x, rows, params, noise_params, h, twist, z, work, spread, other, walls, sides
-                        )
-                    elif rule == WEAK2:
-                        _platen(field, noise, x, rows, params, noise_params, h, twist, z, work, spread, other, walls, sides)
-                    else:
-                        order = 1.0 if rule == MILSTEIN else 0.0
-                        _milstein(
-                            field, noise, x, rows, params, noise_params, h, twist, z, order, work, spread, walls, sides
-                        )
-                elif rule == RK4:
-                    _rk4(field, x, rows, params, h, work, walls, sides)
-                elif direct:
-                    group = _euler_diagonal(field, x, rows, params, h, key, block * LANES, k, now, quad, group, work)
-                elif rule == EULER:
-                    _euler(field, x, rows, params, h, kick, work)
-                else:
-                    _heun(field, x, rows, params, h, kick, work, walls, sides)
-                # A wall that reflects takes no heat; a chord around a ring must not be cut.
-                if confined:
-                    _reflect(x, walls, sides)
-                if heated:
-                    _add_heat(field, old, x, rows, params, work, heat, walls, confined)
-                if confined:
-                    _wrap(x, walls)
-                if worked:
-                    _add_work(energy, old, x, rows, params, work, total)
-                k += 1
-            for i in range(dim):
-                for lane in range(LANES):
-                    states[interval + 1, i, offset + lane] = x[i, lane]
-            if heated:
-                for lane in range(LANES):
-                    heats[interval + 1, offset + lane] = heat[lane]
-            if worked:
-                for lane in range(LANES):
-                    works[interval + 1, offset + lane] = total[lane]
+        _carry(
+            field, params, energy, noise, noise_params, kind, mix, twist, key, rule, block, (block - first) * LANES, step,
+            starts, widths, skips, counts, stops, walls, confined, direct, buffers, rows, states, heats, works,
+        )  # fmt: skip

@@ -25,6 +25,15 @@ EULER, HEUN, RK4 = range(3)
 
 
 @inline
+def copy_lanes(source, at, target, to):
+    """A block of columns of ``source`` from ``at`` on into ``target`` from ``to`` on."""
+    for c in range(source.shape[0]):
+        one, two = source[c], target[c]
+        for lane in range(LANES):
+            two[to + lane] = one[at + lane]
+
+
+@inline
 def _axpy(x, h, g, out):
     """``out = x + h g`` row by row."""
     for c in range(x.shape[0]):
@@ -81,6 +90,30 @@ def rk4(field, x, rows, params, h, work):
             target[lane] += h / 6.0 * (k1[lane] + 2.0 * (k2[lane] + k3[lane]) + k4[lane])
 
 
+@subroutine
+def _march(
+    field, params, key, rule, block, offset, rows, steps, amplitudes, slots, x, kick, quad, scales, work, states
+):  # fmt: skip
+    """`march` of one block."""
+    dim, path, group = x.shape[0], block * LANES, -1
+    copy_lanes(states[0], offset, x, 0)
+    for k in range(steps.size):
+        h = steps[k]
+        if rule == EULER:
+            group = _euler(field, x, rows[k], params, h, amplitudes[k], key, path, k, quad, group, work)
+        elif rule == HEUN:
+            scales[:] = amplitudes[k]
+            if amplitudes[k] > 0.0:
+                group = fill_rows(key, path, k * dim, PATH, quad, group, scales, kick)
+            elif k == 0 or amplitudes[k - 1] > 0.0:
+                kick[:, :] = 0.0
+            _heun(field, x, rows[k], params, h, kick, work)
+        else:
+            rk4(field, x, rows[k], params, h, work)
+        if slots[k] >= 0:
+            copy_lanes(x, 0, states[slots[k]], offset)
+
+
 @kernel(
     types.void(field_pointer, vector, words, types.int64, types.int64, types.int64, tensor, vector, vector, integers, tensor)
 )
@@ -93,24 +126,10 @@ def march(field, params, key, rule, first, last, rows, steps, amplitudes, slots,
     x, kick, quad, scales = np.empty((dim, LANES)), np.zeros((dim, LANES)), np.empty((4, LANES)), np.empty(dim)
     work = np.empty((5, dim, LANES))
     for block in range(first, last):
-        offset = (block - first) * LANES
-        x[:, :] = states[0, :, offset : offset + LANES]
-        group = -1
-        for k in range(steps.size):
-            path, h = block * LANES, steps[k]
-            if rule == EULER:
-                group = _euler(field, x, rows[k], params, h, amplitudes[k], key, path, k, quad, group, work)
-            elif rule == HEUN:
-                scales[:] = amplitudes[k]
-                if amplitudes[k] > 0.0:
-                    group = fill_rows(key, path, k * dim, PATH, quad, group, scales, kick)
-                elif k == 0 or amplitudes[k - 1] > 0.0:
-                    kick[:, :] = 0.0
-                _heun(field, x, rows[k], params, h, kick, work)
-            else:
-                rk4(field, x, rows[k], params, h, work)
-            if slots[k] >= 0:
-                states[slots[k], :, offset : offset + LANES] = x
+        _march(
+            field, params, key, rule, block, (block - first) * LANES, rows, steps, amplitudes, slots,
+            x, kick, quad, scales, work, states,
+        )  # fmt: skip
 
 
 @kernel(types.void(field_pointer, vector, vector, matrix, matrix))
@@ -119,6 +138,6 @@ def apply(field, params, row, x, out):
     point, value = np.empty((x.shape[0], LANES)), np.empty((out.shape[0], LANES))
     for block in range(x.shape[1] // LANES):
         offset = block * LANES
-        point[:, :] = x[:, offset : offset + LANES]
+        copy_lanes(x, offset, point, 0)
         field(point, row, params, value)
-        out[:, offset : offset + LANES] = value
+        copy_lanes(value, 0, out, offset)

@@ -36,6 +36,7 @@ from thermodiff.kernels.jit import (
     words,
 )
 from thermodiff.kernels.langevin import STATE, _drift_and_noise, _reflect, _wrap, draw_noise
+from thermodiff.kernels.march import copy_lanes
 from thermodiff.kernels.philox import _HALF_WORD, _LOW, BRIDGE, fill_uniforms, philox, uniform
 
 OUT_OF_REACH = 40.0
@@ -225,6 +226,62 @@ def _multiplicative(
         variance[lane] = 2.0 * h * spread[coordinate, lane]
 
 
+@subroutine
+def _watch(
+    field, params, noise, noise_params, kind, mix, twist, key, block, offset, start, h, begin, steps, coordinate, low, high,
+    walls, ring, confined, buffers, states, times, sides, alive,
+):  # fmt: skip
+    """`passage` of one block, whose lanes begin at ``offset``; ``buffers`` are to work in."""
+    x, z, kick, quad, slope, old, chance, variance, spread, place, row, turned, scales = buffers
+    dim = states.shape[0]
+    own_times, own_sides = times[offset : offset + LANES], sides[offset : offset + LANES]
+    left, group, awake = 0, -1, alive[offset : offset + LANES]
+    for lane in range(LANES):
+        left += 1 if awake[lane] > 0.0 else 0
+    copy_lanes(states, offset, x, 0)
+    if left == 0:
+        return
+    # Not in between: it would carry a place on one end of a ring to the other.
+    if confined and begin == 0:
+        _wrap(x, walls)
+    for k in range(begin, begin + steps):
+        row[0] = start + k * h
+        now = mix[k - begin if mix.shape[0] > 1 else 0]
+        group = draw_noise(key, block * LANES, k, kind, now, np.sqrt(h), quad, group, scales, z, kick)
+        here = x
+        if ring.size > 0:
+            copy_lanes(x, 0, place, 0)
+            _wrap(place, ring)
+            here = place
+        if kind == STATE:
+            _multiplicative(
+                field, noise, here, row, params, noise_params, h, twist, z, kick, coordinate, slope, spread, variance,
+                walls,
+            )  # fmt: skip
+        else:
+            _additive(field, here, row, params, now, h, coordinate, slope, variance)
+        for lane in range(LANES):
+            old[lane] = x[coordinate, lane]
+        for i in range(dim):
+            target, change, random = x[i], slope[i], kick[i]
+            for lane in range(LANES):
+                # Not a product: behind a level the drift of a stopped path may have no value.
+                target[lane] += h * change[lane] + random[lane] if awake[lane] > 0.0 else 0.0
+        if _reach(old, x[coordinate], low, high, variance, awake):
+            fill_uniforms(key, block * LANES, k, BRIDGE, chance)
+            left -= _stop(
+                old, x[coordinate], low, high, variance, row[0], h, key, block, k, chance, awake, own_times, own_sides
+            )
+        if confined:
+            _reflect(x, walls, turned)
+            _wrap(x, walls)
+        if k % LOST_EVERY == LOST_EVERY - 1:
+            left -= _lost(x, awake)
+        if left == 0:
+            break
+    copy_lanes(x, 0, states, offset)
+
+
 @kernel(
     types.void(
         field_pointer,
@@ -294,54 +351,9 @@ def passage(
     row, confined, turned, scales = np.zeros(4), False, np.empty((dim, LANES)), np.empty(dim)
     for i in range(dim):
         confined = confined or walls[i, 0] > 0.0
+    buffers = (x, z, kick, quad, slope, old, chance, variance, spread, place, row, turned, scales)
     for block in range(first, last):
-        offset = (block - first) * LANES
-        own_times, own_sides = times[offset : offset + LANES], sides[offset : offset + LANES]
-        left, group, awake = 0, -1, alive[offset : offset + LANES]
-        for lane in range(LANES):
-            left += 1 if awake[lane] > 0.0 else 0
-            for i in range(dim):
-                x[i, lane] = states[i, offset + lane]
-        if left == 0:
-            continue
-        # Not in between: it would carry a place on one end of a ring to the other.
-        if confined and begin == 0:
-            _wrap(x, walls)
-        for k in range(begin, begin + steps):
-            row[0] = start + k * h
-            now = mix[k - begin if mix.shape[0] > 1 else 0]
-            group = draw_noise(key, block * LANES, k, kind, now, np.sqrt(h), quad, group, scales, z, kick)
-            here = x
-            if ring.size > 0:
-                place[:] = x
-                _wrap(place, ring)
-                here = place
-            if kind == STATE:
-                _multiplicative(
-                    field, noise, here, row, params, noise_params, h, twist, z, kick, coordinate, slope, spread, variance,
-                    walls,
-                )  # fmt: skip
-            else:
-                _additive(field, here, row, params, now, h, coordinate, slope, variance)
-            for lane in range(LANES):
-                old[lane] = x[coordinate, lane]
-            for i in range(dim):
-                target, change, random = x[i], slope[i], kick[i]
-                for lane in range(LANES):
-                    # Not a product: behind a level the drift of a stopped path may have no value.
-                    target[lane] += h * change[lane] + random[lane] if awake[lane] > 0.0 else 0.0
-            if _reach(old, x[coordinate], low, high, variance, awake):
-                fill_uniforms(key, block * LANES, k, BRIDGE, chance)
-                left -= _stop(
-                    old, x[coordinate], low, high, variance, row[0], h, key, block, k, chance, awake, own_times, own_sides
-                )
-            if confined:
-                _reflect(x, walls, turned)
-                _wrap(x, walls)
-            if k % LOST_EVERY == LOST_EVERY - 1:
-                left -= _lost(x, awake)
-            if left == 0:
-                break
-        for i in range(dim):
-            for lane in range(LANES):
-                states[i, offset + lane] = x[i, lane]
+        _watch(
+            field, params, noise, noise_params, kind, mix, twist, key, block, (block - first) * LANES, start, h, begin,
+            steps, coordinate, low, high, walls, ring, confined, buffers, states, times, sides, alive,
+        )  # fmt: skip

@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from thermodiff.kernels.elementary import LN2, LOG2E, exp2_weight, log
-from thermodiff.kernels.jit import LANES, field_signature, inline, kernel
+from thermodiff.kernels.jit import LANES, field_signature, inline, kernel, subroutine
 
 
 @inline
@@ -164,14 +164,14 @@ SLOPE, FIRST, SECOND, ROWS = range(1, 5)
 
 
 @inline
-def _tabulate(alpha, sigma2, logw, variances, means):
-    """What the sweeps need of each component k, v = alpha^2 variance + sigma^2, one line for each.
+def _tabulate(alpha, sigma2, logw, variances, means, table):
+    """What the sweeps need of each component k, v = alpha^2 variance + sigma^2, one line of ``table`` for each.
 
     Its constant and q = sqrt(log2(e) / 2v), with which the logit is constant - |q x - q alpha m_k|^2; q once more for the
     second coordinate, zero in d = 1; 1 / v; and for each coordinate (two at least) -q alpha m_k and alpha m_k / v.
     """
     count, dim = means.shape
-    table = np.zeros((count, SHIFTS + 2 * max(dim, 2)))
+    table[:, :] = 0.0
     for k in range(count):
         v = alpha * alpha * variances[k] + sigma2
         scale = np.sqrt(0.5 * LOG2E / v)
@@ -180,7 +180,6 @@ def _tabulate(alpha, sigma2, logw, variances, means):
         for c in range(dim):
             centre = alpha * means[k, c]
             table[k, SHIFTS + 2 * c], table[k, SHIFTS + 2 * c + 1] = -scale * centre, centre / v
-    return table
 
 
 @inline
@@ -337,12 +336,19 @@ def _isotropic_rows(inverse, share, weight, unit, scale, excess, first, second, 
 @kernel(field_signature)
 def isotropic_score(x, row, params, out):
     """a x + c s for a mixture of isotropic Gaussians; cost K d per point."""
+    count, dim = int(params[0]), int(params[1])
+    table, work = np.empty((count, SHIFTS + 2 * max(dim, 2))), np.empty((count + 1 + ROWS) * LANES)
+    _isotropic_score(x, row, params, out, table, work, np.empty((count + 3 if out.shape[0] > dim else 0, LANES)))
+
+
+@subroutine
+def _isotropic_score(x, row, params, out, table, work, unit):
+    """`isotropic_score`; ``unit`` is for what it writes beyond the score."""
     alpha, sigma2, a, c = row[0], row[1], row[2], row[3]
     logw, _, variances, means = isotropic_parts(params)
     count, dim = means.shape
     extra = out.shape[0] - dim
-    table = _tabulate(alpha, sigma2, logw, variances, means)
-    work = np.empty((count + 1 + ROWS) * LANES)
+    _tabulate(alpha, sigma2, logw, variances, means, table)
     logits, top = work[: count * LANES].reshape(count, LANES), work[count * LANES : (count + 1) * LANES]
     sums = work[(count + 1) * LANES :]
     _isotropic_logits(x, table, logits, top)
@@ -350,7 +356,7 @@ def isotropic_score(x, row, params, out):
         _weigh_all(table, logits, top, sums, out)
         _combine(x, a, c, sums, out)
         return
-    unit, total, excess = np.empty((count + 2, LANES)), sums[:LANES], np.empty(LANES)
+    total, excess = sums[:LANES], unit[count + 2]
     _squares(logits, table[:, CONSTANT], dim, unit)
     _weigh_all(table, logits, top, sums, out)
     if extra > 1:
@@ -369,17 +375,26 @@ def isotropic_score(x, row, params, out):
 @kernel(field_signature)
 def isotropic_density(x, row, params, out):
     """log p_t and H(r) for a mixture of isotropic Gaussians."""
+    count, dim = int(params[0]), int(params[1])
+    _isotropic_density(x, row, params, out, np.empty((count, SHIFTS + 2 * max(dim, 2))), np.empty((count + 3, LANES)))
+
+
+@subroutine
+def _isotropic_density(x, row, params, out, table, work):
+    """`isotropic_density`."""
     logw, _, variances, means = isotropic_parts(params)
     count, dim = means.shape
-    logits, top = np.empty((count, LANES)), np.empty(LANES)
-    _isotropic_logits(x, _tabulate(row[0], row[1], logw, variances, means), logits, top)
-    _log_sum(logits, top, dim, out)
+    logits, top = work[:count], work[count]
+    _tabulate(row[0], row[1], logw, variances, means, table)
+    _isotropic_logits(x, table, logits, top)
+    _log_sum(logits, top, work[count + 1], work[count + 2], dim, out)
 
 
 @inline
-def _log_sum(logits, top, dim, out):
+def _log_sum(logits, top, total, moment, dim, out):
     """Row 0: log sum exp of the logits - d/2 log 2 pi; row 1: the entropy of their softmax."""
-    total, moment = np.zeros(LANES), np.zeros(LANES)
+    for lane in range(LANES):
+        total[lane], moment[lane] = 0.0, 0.0
     for k in range(logits.shape[0]):
         row = logits[k]
         for lane in range(LANES):
@@ -398,15 +413,23 @@ def _log_sum(logits, top, dim, out):
 @kernel(field_signature)
 def full_score(x, row, params, out):
     """a x + c s for a mixture with full covariances; cost K d^2 per point."""
+    count, dim = int(params[0]), int(params[1])
+    logits, unit = np.empty((count, LANES)), np.empty((count if out.shape[0] > dim else 0, LANES))
+    _full_score(x, row, params, out, logits, unit, np.empty(count), np.empty((4, LANES)))
+
+
+@subroutine
+def _full_score(x, row, params, out, logits, unit, constants, work):
+    """`full_score`; ``unit`` is for what it writes beyond the score."""
     alpha, sigma2, a, c = row[0], row[1], row[2], row[3]
     logw, _, means, eigenvalues, axes = full_parts(params)
     count, dim = means.shape
     extra = out.shape[0] - dim
-    logits, constants = np.empty((count, LANES)), np.empty(count)
-    top, total, work, excess = np.full(LANES, -np.inf), np.empty(LANES), np.empty(LANES), np.zeros(LANES)
+    top, total, place, excess = work[0], work[1], work[2], work[3]
+    for lane in range(LANES):
+        top[lane], excess[lane] = -np.inf, 0.0
     for k in range(count):
-        constants[k] = _full_logits(x, alpha, sigma2, logw[k], means[k], eigenvalues[k], axes[k], logits[k], top, work)
-    unit = np.empty((count if extra > 0 else 0, LANES))
+        constants[k] = _full_logits(x, alpha, sigma2, logw[k], means[k], eigenvalues[k], axes[k], logits[k], top, place)
     if extra > 0:
         _squares(logits, constants, dim, unit)
     _soften(logits, top, total)
@@ -423,30 +446,37 @@ def full_score(x, row, params, out):
         weight = logits[k]
         for j in range(dim):
             inverse = 1.0 / (alpha * alpha * eigenvalues[k, j] + sigma2)
-            _project(x, alpha, means[k], axes[k, j], work)
+            _project(x, alpha, means[k], axes[k, j], place)
             if extra > 0:
                 for lane in range(LANES):
-                    excess[lane] += weight[lane] * inverse * (inverse * work[lane] * work[lane] - 1.0)
+                    excess[lane] += weight[lane] * inverse * (inverse * place[lane] * place[lane] - 1.0)
             for lane in range(LANES):
-                work[lane] *= weight[lane] * inverse
+                place[lane] *= weight[lane] * inverse
             for i in range(dim):
                 target, component = out[i], axes[k, j, i]
                 for lane in range(LANES):
-                    target[lane] -= component * work[lane]
+                    target[lane] -= component * place[lane]
     finish(x, a, c, excess, extra, out)
 
 
 @kernel(field_signature)
 def full_density(x, row, params, out):
     """log p_t and H(r) for a mixture with full covariances."""
+    _full_density(x, row, params, out, np.empty((int(params[0]) + 3, LANES)))
+
+
+@subroutine
+def _full_density(x, row, params, out, work):
+    """`full_density`."""
     alpha, sigma2 = row[0], row[1]
     logw, _, means, eigenvalues, axes = full_parts(params)
     count, dim = means.shape
-    logits = np.empty((count, LANES))
-    top, work = np.full(LANES, -np.inf), np.empty(LANES)
+    logits, top, total, moment = work[:count], work[count], work[count + 1], work[count + 2]
+    for lane in range(LANES):
+        top[lane] = -np.inf
     for k in range(count):
-        _full_logits(x, alpha, sigma2, logw[k], means[k], eigenvalues[k], axes[k], logits[k], top, work)
-    _log_sum(logits, top, dim, out)
+        _full_logits(x, alpha, sigma2, logw[k], means[k], eigenvalues[k], axes[k], logits[k], top, total)
+    _log_sum(logits, top, total, moment, dim, out)
 
 
 def pack_isotropic(weights: np.ndarray, means: np.ndarray, variances: np.ndarray) -> np.ndarray:

@@ -252,7 +252,7 @@ def _compiled(
             "raise and assert, and return nan where a path must not go: that is noticed."
         )
     _require_plain_arguments(function)
-    names = set(_globals(function.__code__))
+    names = _globals(function.__code__)
     scope = {name: _substitute(value, replaced, outer) for name, value in function.__globals__.items() if name in names}
     scope = {name: value for name, value in builtin.items() if name in names} | scope
     cells = function.__closure__ or ()
@@ -281,7 +281,7 @@ def fingerprint(value: Any, seen: tuple[Any, ...] = ()) -> str:
     if function in seen:
         return function.__name__
     names, seen = set(_names(function.__code__)), (*seen, function)
-    taken = set(_globals(function.__code__))
+    taken = _globals(function.__code__)
     around = [(name, value) for name, value in sorted(function.__globals__.items()) if name in taken]
     around += [(str(k), cell.cell_contents) for k, cell in enumerate(function.__closure__ or ())]
     inner = ";".join(f"{name}={_attributes(value, names, seen)}" for name, value in around)
@@ -318,12 +318,12 @@ def _code(code: python_types.CodeType) -> str:
     return f"{code.co_code.hex()}{code.co_names}{code.co_varnames}{code.co_freevars}{constants}"
 
 
-def _globals(code: python_types.CodeType) -> list[str]:
+@cache
+def _globals(code: python_types.CodeType) -> frozenset[str]:
     """Names that the code takes from around it; an attribute, as in np.tanh, is no such name."""
-    own = [step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
-    return own + [
-        name for constant in code.co_consts if isinstance(constant, python_types.CodeType) for name in _globals(constant)
-    ]
+    own = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    inner = [_globals(constant) for constant in code.co_consts if isinstance(constant, python_types.CodeType)]
+    return frozenset(own.union(*inner))
 
 
 def _names(code: python_types.CodeType) -> list[str]:

@@ -30,6 +30,9 @@ is cheaper to draw four of them at once.
 
 draw_pointer = types.FunctionType(draw_signature)
 
+FEW = 8
+"""Components up to which comparisons find what belongs to a lane's component."""
+
 
 @inline
 def _component_uniforms(key, path, node, group, quad):
@@ -50,6 +53,24 @@ def _choose(uniforms, cumulative, chosen):
             chosen[lane] += 1 if uniforms[lane] >= edge else 0
 
 
+@inline
+def _look_up(values, uniforms, cumulative, chosen, out):
+    """The value of each lane's component; of few by comparisons, which are faster than a look into a table."""
+    if values.size > FEW:
+        for lane in range(LANES):
+            out[lane] = values[chosen[lane]]
+        return
+    first = values[0]
+    for lane in range(LANES):
+        out[lane] = first
+    for k in range(0, values.size - 1, 2):
+        last = min(k + 2, values.size - 1)
+        one, two, low, high = values[k + 1], values[last], cumulative[k], cumulative[last - 1]
+        for lane in range(LANES):
+            value = one if uniforms[lane] >= low else out[lane]
+            out[lane] = two if uniforms[lane] >= high else value
+
+
 @kernel(draw_signature)
 def draw_isotropic(key, path, node, scalars, params, x, c):
     """x_t and component score for a mixture of isotropic Gaussians."""
@@ -68,21 +89,23 @@ def _draw_isotropic(key, path, node, scalars, params, x, c, work, chosen, table,
     for j in range(scalars.shape[0]):
         alpha, sigma = scalars[j, 0], scalars[j, 1]
         group = _component_uniforms(key, path, node + j, group, quad)
-        _choose(quad[(node + j) % 4], cumulative, chosen)
+        uniforms = quad[(node + j) % 4]
+        if cumulative.size > FEW:
+            _choose(uniforms, cumulative, chosen)
         # Within a component x_t is Gaussian: one normal per coordinate stands for x_0 and z together.
         for k in range(widths.size):
             widths[k] = np.sqrt(alpha * alpha * variances[k] + sigma * sigma)
-        for lane in range(LANES):
-            width[lane] = widths[chosen[lane]]
+        _look_up(widths, uniforms, cumulative, chosen, width)
         for lane in range(LANES):
             slope[lane] = -sigma / width[lane]
         for i in range(dim):
             xi, ci = x[j * dim + i], c[j * dim + i]
             for k in range(centres.size):
                 centres[k] = alpha * means[k, i]
+            _look_up(centres, uniforms, cumulative, chosen, xi)
             for lane in range(LANES):
                 normal = ci[lane]
-                xi[lane] = centres[chosen[lane]] + width[lane] * normal
+                xi[lane] += width[lane] * normal
                 ci[lane] = slope[lane] * normal
 
 

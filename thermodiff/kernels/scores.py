@@ -358,7 +358,7 @@ def _isotropic_score(x, row, params, out, table, work, unit):
         return
     total, excess = sums[:LANES], unit[count + 2]
     _squares(logits, table[:, CONSTANT], dim, unit)
-    _weigh_all(table, logits, top, sums, out)
+    _weigh_all(table, logits, top, sums, out[:dim])
     if extra > 1:
         log_density(top, total, dim, out[dim + 1])
     for lane in range(LANES):

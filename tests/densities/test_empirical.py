@@ -5,6 +5,7 @@ import pytest
 from truths import mixture_oracle
 
 from thermodiff import VP, Diffusion, PointCloud, Samples
+from thermodiff.densities import empirical
 
 POINTS = np.random.default_rng(0).normal(size=(37, 2)) * [1.0, 2.0]
 
@@ -94,6 +95,7 @@ def test_products_and_differences_give_the_same_score(sigma: float, n: int, monk
     x = 0.8 * points[rng.integers(n, size=600)] + sigma * rng.normal(size=(600, 40))
     cloud = PointCloud(points)
     called = []
+    monkeypatch.setattr(empirical, "HELD", 250 * n)
     original = PointCloud._score_by_products
     monkeypatch.setattr(PointCloud, "_score_by_products", lambda *args: called.append(1) or original(*args))
     found = cloud.score(x, alpha=0.8, sigma=sigma)

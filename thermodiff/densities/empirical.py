@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+import math
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -54,19 +55,22 @@ class PointCloud(Density):
     def score(self, x: npt.ArrayLike, *, alpha: float = 1.0, sigma: float = 0.0) -> FloatArray:
         self._require_kernel(alpha, sigma, "score")
         x = check_points("x", x, self.dim)
-        square = float(np.max(np.abs(x)) * np.max(np.abs(self.points)) * alpha) * self.dim
+        square = float(np.max(np.abs(x))) * self._largest * alpha * self.dim
         if self.dim < WIDE or not square * np.finfo(np.float64).eps < PRECISE * sigma**2:
             return super().score(x, alpha=alpha, sigma=sigma)
         return self._score_by_products(x, alpha, sigma**2)
 
     def _score_by_products(self, x: FloatArray, alpha: float, variance: float) -> FloatArray:
         """|x - alpha p|^2 = |x|^2 - 2 alpha (x.p - alpha |p|^2 / 2), the sums over points as matrix products."""
-        shifts = 0.5 * alpha * np.einsum("nd,nd->n", self.points, self.points)
-        result, totals = np.empty_like(x), np.empty(QUERIES)
-        products = np.empty((min(QUERIES, len(x)), len(self.points)))
-        for first in range(0, len(x), QUERIES):
-            part = x[first : first + QUERIES]
-            held, out = products[: len(part)], result[first : first + QUERIES]
+        shifts = 0.5 * alpha * self._squares
+        # In few parts of one size: each must read all points, and a product with few rows takes nearly as long as with many.
+        most = max(HELD // len(self.points), FEWEST)
+        size = math.ceil(len(x) / math.ceil(len(x) / most))
+        result, totals = np.empty_like(x), np.empty(size)
+        products = np.empty((size, len(self.points)))
+        for first in range(0, len(x), size):
+            part = x[first : first + size]
+            held, out = products[: len(part)], result[first : first + size]
             np.matmul(part, self.points.T, out=held)
             clouds.soften(held, shifts, alpha / variance, totals)
             near = np.flatnonzero(held.max(axis=0) > clouds.NEGLIGIBLE)
@@ -80,6 +84,14 @@ class PointCloud(Density):
             out /= variance
         return result
 
+    @cached_property
+    def _squares(self) -> FloatArray:
+        return np.einsum("nd,nd->n", self.points, self.points)
+
+    @cached_property
+    def _largest(self) -> float:
+        return float(max(self.points.max(), -self.points.min()))
+
     def mean(self) -> FloatArray:
         return self.points.mean(axis=0)
 
@@ -91,8 +103,8 @@ class PointCloud(Density):
         return self.points[np.random.default_rng(rng).integers(self.points.shape[0], size=count("n", n))]
 
 
-QUERIES = 256
-"""Whose products with all points are held at a time."""
+HELD, FEWEST = 2**23, 64
+"""Products of queries and points that are held at a time, 64 MB; those of so many queries in any case."""
 WIDE = 16
 """Dimension from which matrix products beat the kernel."""
 PRECISE = 1e-11

@@ -104,6 +104,18 @@ def test_products_and_differences_give_the_same_score(sigma: float, n: int, monk
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("dim", [2, 20])
+def test_a_cloud_keeps_its_points(dim: int) -> None:
+    """Whatever becomes of the array that they came from; score by the kernel (d = 2) and by products."""
+    given = np.random.default_rng(5).normal(size=(40, dim))
+    cloud, x = PointCloud(given), np.ones((3, dim))
+    before = cloud.score(x, sigma=0.9), cloud.log_prob(x, sigma=0.9), cloud.covariance()
+    given += 1.0
+    after = cloud.score(x, sigma=0.9), cloud.log_prob(x, sigma=0.9), cloud.covariance()
+    for one, two in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
 def test_fine_noise_is_left_to_differences(monkeypatch) -> None:
     """Where |x|^2 / sigma^2 is 1e14, products would know nothing of the distance."""
     monkeypatch.setattr(PointCloud, "_score_by_products", None)

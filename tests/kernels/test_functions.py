@@ -251,3 +251,18 @@ def test_sums_and_products_of_numpy() -> None:
     x = np.array([0.5, -0.25, 2.0])
     slope = 2.0 * x.sum() + 3.0 * x**2 + 2.0 * x + SQUARES[1] + table * np.array([1.0, 0.0, 0.0])
     np.testing.assert_allclose(force(energy, tuple(x)), -slope, rtol=1e-14)
+
+
+@pytest.mark.parametrize("function", [np.square, np.reciprocal, np.isnan, np.isinf, np.isfinite])
+def test_functions_of_numpy_on_tables(function) -> None:
+    """They return an array there, and so must count its references."""
+
+    def energy(x, t):
+        return np.sum(function(TABLE)) * x[0] + np.sum(function(TABLE * 2.0)) * x[1] ** 2
+
+    one, two = float(np.sum(function(TABLE))), float(np.sum(function(2.0 * TABLE)))
+    for _ in range(3):
+        np.testing.assert_allclose(force(energy, (0.5, -0.25)), [-one, 0.5 * two], rtol=1e-14, atol=0.0)
+
+
+TABLE = np.array([1.0, 2.0, -4.0])

@@ -31,10 +31,11 @@ class PointCloud(Density):
     """
 
     def __init__(self, points: npt.ArrayLike) -> None:
-        self.points = check_points("points", points)
-        self.law = Law(
-            clouds.pack_cloud(self.points), integrands.draw_cloud, clouds.cloud_score, clouds.cloud_density
-        )  # fmt: skip
+        points = check_points("points", points)
+        packed = clouds.pack_cloud(points)
+        self.law = Law(packed, integrands.draw_cloud, clouds.cloud_score, clouds.cloud_density)
+        # A view of what the kernels read: one copy, and none of the caller's array, which may change.
+        self.points = packed[-points.size :].reshape(points.shape)
 
     @property
     def dim(self) -> int:

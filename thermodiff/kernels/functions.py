@@ -6,13 +6,16 @@ import math
 import operator
 from typing import Any
 
+import numba
 import numpy as np
 from numba import types
 from numba.extending import overload
 
 from thermodiff.kernels import elementary
 from thermodiff.kernels.dual import DUAL, OPTIONS, chained, dual, is_real
-from thermodiff.kernels.jit import inline
+
+inline = numba.njit(**OPTIONS)
+"""Not that of the kernels, which borrows its arrays: a user may hand these one of their own, and get one back."""
 
 
 def _function(name: str, plain: Any, derivative: Any, *, steep: bool = False) -> Any:

@@ -15,7 +15,7 @@ import math
 import re
 import types as python_types
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -318,7 +318,7 @@ def _code(code: python_types.CodeType) -> str:
     return f"{code.co_code.hex()}{code.co_names}{code.co_varnames}{code.co_freevars}{constants}"
 
 
-@cache
+@lru_cache(maxsize=1024)
 def _globals(code: python_types.CodeType) -> frozenset[str]:
     """Names that the code takes from around it; an attribute, as in np.tanh, is no such name."""
     own = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}

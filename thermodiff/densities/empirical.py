@@ -31,11 +31,11 @@ class PointCloud(Density):
     """
 
     def __init__(self, points: npt.ArrayLike) -> None:
-        points = check_points("points", points)
-        packed = clouds.pack_cloud(points)
+        given = check_points("points", points)
+        packed = clouds.pack_cloud(given)
         self.law = Law(packed, integrands.draw_cloud, clouds.cloud_score, clouds.cloud_density)
         # A view of what the kernels read: one copy, and none of the caller's array, which may change.
-        self.points = packed[-points.size :].reshape(points.shape)
+        self.points: FloatArray = packed[-given.size :].reshape(given.shape)
 
     @property
     def dim(self) -> int:

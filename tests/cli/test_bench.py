@@ -14,6 +14,7 @@ import pytest
 
 from thermodiff.bench.problems import Verdict
 from thermodiff.bench.rivals import Absent
+from thermodiff.bench.timing import Timing
 from thermodiff.bench.works import PATH_STEP, Way, Work, choose
 from thermodiff.cli import bench
 from thermodiff.cli import main as command
@@ -124,6 +125,11 @@ def test_out_cannot_be_written(faked, capsys, monkeypatch, tmp_path: Path) -> No
     for words in (str(tmp_path / "out"), "--out: nothing can be written there (Permission denied); choose another place"):
         assert words in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bars_of_one_way_have_names_of_their_own() -> None:
+    group = [Timing("threads", "ours", 2, "ns"), Timing("threads", "ours", 1, "ns"), Timing("threads", "C", 1, "ns")]
+    assert bench._bar_names(group) == ["ours, threads: 2", "ours, threads: 1", "C"]
 
 
 def test_a_failure_leaves_earlier_results_alone(faked, monkeypatch, tmp_path: Path) -> None:

@@ -114,6 +114,8 @@ def test_a_cloud_keeps_its_points(dim: int) -> None:
     after = cloud.score(x, sigma=0.9), cloud.log_prob(x, sigma=0.9), cloud.covariance()
     for one, two in zip(before, after, strict=True):
         np.testing.assert_array_equal(one, two)
+    with pytest.raises(ValueError, match="read-only"):
+        cloud.points += 1.0
 
 
 def test_fine_noise_is_left_to_differences(monkeypatch) -> None:

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from packed_laws import LAWS, Packed
+from packed_laws import LAWS, Packed, isotropic
 from truths import mixture_oracle
 
-from thermodiff.kernels.integrands import GRAM, draws, gram
+from thermodiff.kernels.integrands import FEW, GRAM, draws, gram
 from thermodiff.kernels.jit import LANES
 
 KEY = np.array([2024, 7], dtype=np.uint32)
@@ -133,6 +133,22 @@ def test_components_are_chosen_by_their_weights(law: Packed) -> None:
     expected = n * law.weights
     chi2, freedom = np.sum((counts - expected) ** 2 / expected), law.weights.size - 1
     assert abs(chi2 - freedom) < DEVIATIONS * np.sqrt(2.0 * freedom) + 4.0
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, FEW])
+def test_few_components_are_drawn_as_many_are(count: int) -> None:
+    """By comparisons and by a look into a table: with components that no uniform finds behind them, the same bits."""
+    rng = np.random.default_rng(count)
+    weights, means, stds = rng.dirichlet(np.ones(count)), rng.normal(size=(count, 3)), rng.uniform(0.1, 1.0, count)
+    more = FEW + 1 - count
+    few = isotropic(weights, means, stds)
+    many = isotropic(
+        np.append(weights, np.full(more, 1e-300)),
+        np.concatenate([means, np.full((more, 3), 99.0)]),
+        np.append(stds, np.full(more, 99.0)),
+    )
+    for one, two in zip(drawn(few, 20), drawn(many, 20), strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 def test_nodes_and_blocks_give_independent_draws() -> None:

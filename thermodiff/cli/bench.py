@@ -125,6 +125,12 @@ def _cells(found: Timing) -> tuple[str, str, str, str]:
     return f"{found.cost:.3g} {found.unit.partition(' ')[0]}", f"{found.ratio:.3g}", goal + met, deviation
 
 
+def _bar_names(group: Sequence[Timing]) -> list[str]:
+    """The ways, with their threads where two have one name: their bars would lie on one another."""
+    ways = [found.way for found in group]
+    return [f"{found.way}, threads: {found.threads}" if ways.count(found.way) > 1 else found.way for found in group]
+
+
 def _figure(works: Sequence[Work], timings: Sequence[Timing]) -> bytes | None:
     """Ratios as bars, one panel for each work."""
     try:
@@ -138,10 +144,8 @@ def _figure(works: Sequence[Work], timings: Sequence[Timing]) -> bytes | None:
     figure = Figure(figsize=(8.0, 0.6 + 0.26 * sum(heights)), layout="constrained")
     panels = figure.subplots(len(heights), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for axes, (name, group) in zip(panels, groups.items(), strict=False):
-        ratios, ways = [found.ratio for found in group], [found.way for found in group]
-        # Bars of one name would lie on one another.
-        names = [f"{t.way}, {t.threads} threads" if ways.count(t.way) > 1 else t.way for t in group]
-        bars = axes.barh(names, ratios, color=["#1f4e79"] + ["#e9a23b"] * (len(group) - 1))
+        ratios = [found.ratio for found in group]
+        bars = axes.barh(_bar_names(group), ratios, color=["#1f4e79"] + ["#e9a23b"] * (len(group) - 1))
         axes.bar_label(bars, [f"{found.ratio:.3g}   ({found.cost:.3g} {found.unit})" for found in group], padding=3, size=7)
         axes.set_xscale("log")
         axes.set_xlim(0.5 * min(ratios), 30.0 * max(ratios))

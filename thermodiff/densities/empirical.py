@@ -36,6 +36,7 @@ class PointCloud(Density):
         self.law = Law(packed, integrands.draw_cloud, clouds.cloud_score, clouds.cloud_density)
         # A view of what the kernels read: one copy, and none of the caller's array, which may change.
         self.points: FloatArray = packed[-given.size :].reshape(given.shape)
+        self.points.setflags(write=False)  # what is formed of them once would be stale
 
     @property
     def dim(self) -> int:

@@ -192,10 +192,7 @@ def _gram(draw, field, key, first, last, node, scalars, params, x, c, table, row
         for j in range(nodes):
             here = slice(j * dim, (j + 1) * dim)
             _products(field, scalars[j, 0], scalars[j, 1], params, x[here], c[here], row, table)
-            for r in range(out.shape[1]):
-                source, target = table[dim + r], out[j, r, block * LANES : (block + 1) * LANES]
-                for lane in range(LANES):
-                    target[lane] = source[lane]
+            copy_lanes(table[dim:], 0, out[j], block * LANES)
 
 
 @subroutine

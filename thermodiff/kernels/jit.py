@@ -1,6 +1,7 @@
 """Compile flags, the kernel signature types, and compilation at first use.
 
-Every compiled function of thermodiff is made by one of the three decorators here.
+Kernels and their helpers are made by one of the three decorators here; what is compiled for functions of the user's, by
+`thermodiff.kernels.user` and the modules that it takes from.
 
 ``inline``
     A small helper that is compiled into its callers.

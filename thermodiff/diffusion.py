@@ -17,7 +17,7 @@ from thermodiff.accounting.nodes import fine
 from thermodiff.accounting.quadrature import Scales
 from thermodiff.densities import Density, Samples
 from thermodiff.kernels.controls import adjust
-from thermodiff.kernels.integrands import GRAM, gram, integrate
+from thermodiff.kernels.integrands import GRAM, as_rows, gram, integrate
 from thermodiff.kernels.jit import LANES
 from thermodiff.schedules import Row, Schedule
 
@@ -133,10 +133,10 @@ class Diffusion:
         self, key: npt.NDArray[np.uint32], node: int, row: Row, samples: int, divergence: str | None = None
     ) -> FloatArray:
         """Inner products of (x, c, b) for the samples of the nodes from ``node`` on, (m, products, samples)."""
-        law, blocks = self.data.law, -(-samples // LANES)
-        out = np.empty((len(row.lam), len(self.products(divergence)), blocks * LANES))
+        law, blocks, count = self.data.law, -(-samples // LANES), len(self.products(divergence))
+        out = np.empty((len(row.lam), self.dim + blocks * count, LANES))
         gram(law.draw, law.score, key, 0, blocks, node, np.stack([row.alpha, row.sigma], axis=1), law.params, out)
-        return out[:, :, :samples]
+        return as_rows(out, self.dim, count)[:, :, :samples]
 
     def integrate(
         self,
@@ -146,18 +146,16 @@ class Diffusion:
         plan: Plan,
         weights: FloatArray,
         divergence: str | None,
-        chunk: int | None,
         sums: FloatArray,
     ) -> FloatArray:
         """Add the weighted values of every sample at ``nodes`` to ``sums``; see `thermodiff.accounting.measure.Source`."""
         law, (values, samples) = self.data.law, sums.shape
         blocks, scalars = -(-samples // LANES), np.stack([row.alpha, row.sigma], axis=1)
         together = NODES_TOGETHER if samples <= MOST_TOGETHER else 1
-        # Rows a multiple of 4096 bytes apart would share the same few places of the cache.
-        work = workspace("gram", (together, len(self.products(divergence)), blocks * LANES + 16))
+        work = workspace("gram", (together, self.dim + blocks * len(self.products(divergence)), LANES))
         out, statistics = workspace("values", sums.shape), np.empty((len(weights), values, 2))
         integrate(
-            law.draw, law.score, adjust, key, chunk or blocks, nodes.start, scalars, law.params,
+            law.draw, law.score, adjust, key, nodes.start, scalars, law.params,
             *plan.arguments(nodes), weights, work, out, sums, statistics,
         )  # fmt: skip
         return statistics

@@ -11,7 +11,7 @@ import thermodiff as td
 from thermodiff._check import DivergenceError
 from thermodiff.diffusion import Diffusion
 from thermodiff.kernels import integrands, march
-from thermodiff.kernels.controls import adjust
+from thermodiff.kernels.controls import adjust, in_blocks
 
 
 def gaussian(noise: td.Schedule) -> Diffusion:
@@ -178,12 +178,11 @@ class ByParts(Diffusion):
             self.alter(node + j, dict(zip(self.products(), table, strict=True)))
         return gram
 
-    def integrate(self, key, nodes, row, plan, weights, divergence, chunk, sums):
+    def integrate(self, key, nodes, row, plan, weights, divergence, sums):
         gram = self.gram(key, nodes.start, row, sums.shape[1], divergence)
         out, statistics = np.empty_like(sums), np.empty((len(weights), len(sums), 2))
         for j, weight in enumerate(weights):
-            table = np.ascontiguousarray(gram[j])
-            adjust(table, sums.shape[1], *plan.arguments(nodes.start + j), out, statistics[j])
+            adjust(in_blocks(gram[j]), sums.shape[1], *plan.arguments(nodes.start + j), out, statistics[j])
             sums += weight * out
         return statistics
 

@@ -5,7 +5,7 @@ import pytest
 from truths import BIM1, mixture_oracle
 
 from thermodiff.accounting.moments import Row, Scalars, controls, known_medium, plan, values
-from thermodiff.kernels.controls import TERMS, adjust
+from thermodiff.kernels.controls import TERMS, adjust, in_blocks
 
 Table = tuple[tuple[str, ...], np.ndarray]
 
@@ -62,10 +62,10 @@ def integrands(table: Table, scalars: Scalars) -> dict[str, np.ndarray]:
 
 def adjusted(table: Table, scalars: Scalars) -> dict[str, np.ndarray]:
     """The values as an account has them."""
-    rows = np.ascontiguousarray(table[1])
-    layout = plan(table[0], scalars, rows.shape[1])
-    out, statistics = np.empty((len(layout.values), rows.shape[1])), np.empty((len(layout.values), 2))
-    adjust(rows, rows.shape[1], *layout.arguments(0), out, statistics)
+    n = table[1].shape[1]
+    layout = plan(table[0], scalars, n)
+    out, statistics = np.empty((len(layout.values), n)), np.empty((len(layout.values), 2))
+    adjust(in_blocks(table[1]), n, *layout.arguments(0), out, statistics)
     return dict(zip(layout.values, out, strict=True))
 
 
@@ -193,5 +193,5 @@ def test_the_plan_is_what_the_rows_say() -> None:
     assert len(expected) == 13
     out, statistics = np.empty((sizes.size, 700)), np.empty((sizes.size, 2))
     # With no controls declared, rows 1 ... C of the table are the values.
-    adjust(table[1], 700, 0, columns, factors, products, sizes[:0], limits, out, statistics)
+    adjust(in_blocks(table[1]), 700, 0, columns, factors, products, sizes[:0], limits, out, statistics)
     np.testing.assert_allclose(out, expected, rtol=1e-9, atol=1e-11)

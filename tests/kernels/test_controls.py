@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from thermodiff.kernels.controls import SLICE, TERMS, adjust
+from thermodiff.kernels.controls import TERMS, adjust, in_blocks
+from thermodiff.kernels.jit import LANES
 
 RIDGE, LEVERAGE, ROUND_OFF = 1e-4, 0.2, 1e-9
 
@@ -20,7 +21,7 @@ def run(values: np.ndarray, zero_mean: np.ndarray, sizes=None, fitted=None, ridg
     out, statistics = np.empty_like(values), np.empty((len(values), 2))
     products, limits = np.empty((0, 4), dtype=np.int64), np.array([ridge, LEVERAGE, ROUND_OFF])
     fitted = len(values) if fitted is None else fitted
-    adjust(given, values.shape[1], fitted, columns, factors, products, sizes, limits, out, statistics)
+    adjust(in_blocks(given), values.shape[1], fitted, columns, factors, products, sizes, limits, out, statistics)
     return out, statistics
 
 
@@ -39,7 +40,7 @@ def reference(values: np.ndarray, zero_mean: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("controls", [1, 2, 3, 4, 7, 8, 21])
 @pytest.mark.parametrize("rows", [1, 2, 3])
-@pytest.mark.parametrize("n", [1000, 2 * SLICE, 2 * SLICE + 1])
+@pytest.mark.parametrize("n", [1000, 2 * LANES, 2 * LANES + 1, 4 * LANES])
 def test_the_fit_is_a_ridge_regression_across_halves(controls: int, rows: int, n: int) -> None:
     rng = np.random.default_rng(controls * 10 + rows)
     zero_mean = rng.standard_normal((controls, controls)) @ rng.standard_normal((controls, n))
@@ -72,7 +73,7 @@ def test_products_and_constants() -> None:
     products = np.array([[4, 1, 2, 3]])
     out, statistics = np.empty((4, 500)), np.empty((4, 2))
     limits = np.array([RIDGE, LEVERAGE, ROUND_OFF])
-    adjust(np.array([a, b]), 500, 0, columns, factors, products, np.empty(0), limits, out, statistics)
+    adjust(in_blocks(np.array([a, b])), 500, 0, columns, factors, products, np.empty(0), limits, out, statistics)
     linear = 2.0 + 3.0 * a - b
     np.testing.assert_allclose(out, [a, b, linear, a * b + linear], rtol=1e-14, atol=1e-14)
 

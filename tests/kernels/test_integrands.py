@@ -5,7 +5,7 @@ import pytest
 from packed_laws import LAWS, Packed, isotropic
 from truths import mixture_oracle
 
-from thermodiff.kernels.integrands import FEW, GRAM, draws, gram
+from thermodiff.kernels.integrands import FEW, GRAM, as_rows, draws, gram
 from thermodiff.kernels.jit import LANES
 
 KEY = np.array([2024, 7], dtype=np.uint32)
@@ -25,9 +25,15 @@ def drawn(law: Packed, blocks: int, node: int = 3, first: int = 0, key: np.ndarr
 
 
 def fused(law: Packed, blocks: int, extra: int, node: int = 3, first: int = 0) -> np.ndarray:
-    out = np.empty((1, len(GRAM) + extra, (first + blocks) * LANES))
-    gram(law.draw, law.score, KEY, first, first + blocks, node, np.array([[ALPHA, SIGMA]]), law.params, out)
-    return out[0, :, first * LANES :]
+    return products(law, np.array([[ALPHA, SIGMA]]), first, first + blocks, extra, node)[0]
+
+
+def products(law: Packed, scalars: np.ndarray, first: int, last: int, extra: int, node: int) -> np.ndarray:
+    """Rows (m, rows, n) of some blocks; nothing that was there before is left in them."""
+    rows = len(GRAM) + extra
+    out = np.full((len(scalars), law.dim + (last - first) * rows, LANES), np.nan)
+    gram(law.draw, law.score, KEY, first, last, node, scalars, law.params, out)
+    return as_rows(out, law.dim, rows)
 
 
 def extra_rows(law: Packed) -> int:
@@ -165,12 +171,9 @@ def test_nodes_and_blocks_give_independent_draws() -> None:
 def test_nodes_together_are_what_they_are_one_by_one(law: Packed, node: int) -> None:
     """Consecutive nodes share counters of the random numbers, and nothing else."""
     scalars = np.array([[0.9, 0.2], [0.8, 0.6], [0.5, 0.8], [0.1, 1.0], [0.05, 1.1]])
-    rows = len(GRAM) + extra_rows(law)
-    together = np.empty((5, rows, 2 * LANES))
-    gram(law.draw, law.score, KEY, 0, 2, node, scalars, law.params, together)
+    together = products(law, scalars, 0, 2, extra_rows(law), node)
     for j in range(5):
-        alone = np.empty((1, rows, 2 * LANES))
-        gram(law.draw, law.score, KEY, 0, 2, node + j, scalars[j : j + 1].copy(), law.params, alone)
+        alone = products(law, scalars[j : j + 1].copy(), 0, 2, extra_rows(law), node + j)
         np.testing.assert_array_equal(together[j], alone[0])
 
 

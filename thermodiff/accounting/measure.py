@@ -79,9 +79,8 @@ class Source(Protocol):
         ...
 
     def integrate(
-        self, key: Key, nodes: slice, row: Row, plan: Plan, weights: FloatArray, divergence: str | None, chunk: int | None,
-        sums: FloatArray,
-    ) -> FloatArray:  # fmt: skip
+        self, key: Key, nodes: slice, row: Row, plan: Plan, weights: FloatArray, divergence: str | None, sums: FloatArray
+    ) -> FloatArray:
         """Add the weighted values of every sample at ``nodes`` to ``sums`` (values, samples), with reduced variance.
 
         Returns mean and sum of squared deviations of the values at each node, (m, values, 2).
@@ -153,7 +152,8 @@ def account(
             f"account: it measures a Diffusion(data, noise) or a LearnedDiffusion(net, data, noise), got {source!r:.60}."
         )
     nodes, samples = count("nodes", nodes, most=MOST_NODES), count("samples", samples, 2)
-    chunk = None if chunk is None else count("chunk", chunk)
+    if chunk is not None:
+        count("chunk", chunk)
     if divergence is not None:
         choice("divergence", divergence, ("exact", "hutchinson"))
     window = source.window(lam, times)
@@ -165,7 +165,7 @@ def account(
         plan = moments.plan(source.products(divergence), scalars, samples)
     together = max(1, min(8, SAMPLES_PER_TASK // samples)) if source.concurrent else 1
     tasks = [slice(first, min(first + together, nodes)) for first in range(0, nodes, together)]
-    work = partial(_measure, source, key, row, weights, samples, divergence, chunk, plan, tasks)
+    work = partial(_measure, source, key, row, weights, samples, divergence, plan, tasks)
     sums = np.zeros((len(plan.values), samples))
     means, errors = np.empty((nodes, len(plan.values))), np.empty((nodes, len(plan.values)))
     with reporting(progress, "account") as report:
@@ -219,7 +219,6 @@ def _measure(
     weights: FloatArray,
     samples: int,
     divergence: str | None,
-    chunk: int | None,
     plan: Plan,
     tasks: list[slice],
     task: int,
@@ -228,7 +227,7 @@ def _measure(
     nodes = tasks[task]
     here = Row(*(np.asarray(entry)[nodes] for entry in row))
     sums = np.zeros((len(plan.values), samples))
-    statistics = source.integrate(key, nodes, here, plan, weights[nodes], divergence, chunk, sums)
+    statistics = source.integrate(key, nodes, here, plan, weights[nodes], divergence, sums)
     for j in np.flatnonzero(~np.all(np.isfinite(statistics), axis=(1, 2))):
         one = Row(*(entry[j : j + 1] for entry in here))
         _not_finite(source.gram(key, nodes.start + j, one, samples, divergence)[0, :, :samples], one)

@@ -180,19 +180,21 @@ def draws(draw, key, first, last, node, scalars, params, x, c):
 
 
 @subroutine
-def _gram(draw, field, key, first, last, node, scalars, params, x, c, table, row, out):
-    """The rows of blocks first ... last - 1 into their columns of ``out[m, row, n]``.
+def _gram(draw, field, key, first, last, node, scalars, params, x, c, row, out):
+    """The rows of blocks first ... last - 1 at each node into ``out[m, d + blocks * G, LANES]``, block below block.
 
-    First those that the score field writes beyond the score, then `GRAM`.  ``table`` (d + rows, LANES) is for a block at one
-    node, b in front: small enough for the cache, where ``out`` is not.
+    G rows for each block: first those that the score field writes beyond the score, then `GRAM`.  The score itself goes to
+    the d rows in front of them, which belong to the block before: blocks are taken from the last to the first, so that its
+    rows come later.
     """
     nodes, dim = scalars.shape[0], int(params[1])
-    for block in range(first, last):
+    count = (out.shape[1] - dim) // (last - first)
+    for block in range(last - 1, first - 1, -1):
         draw(key, block * LANES, node, scalars, params, x, c)
+        start = (block - first) * count
         for j in range(nodes):
-            here = slice(j * dim, (j + 1) * dim)
+            here, table = slice(j * dim, (j + 1) * dim), out[j, start : start + dim + count]
             _products(field, scalars[j, 0], scalars[j, 1], params, x[here], c[here], row, table)
-            copy_lanes(table[dim:], 0, out[j], block * LANES)
 
 
 @subroutine
@@ -246,9 +248,15 @@ def _of_score(x, y, c, d, b, s, xb, bb, cb):
 @kernel(types.void(draw_pointer, field_pointer, words, types.int64, types.int64, types.int64, matrix, vector, tensor))
 def gram(draw, field, key, first, last, node, scalars, params, out):
     """`_gram`, called from Python."""
-    rows, dim = scalars.shape[0] * int(params[1]), int(params[1])
-    x, c, table = np.empty((rows, LANES)), np.empty((rows, LANES)), np.empty((dim + out.shape[1], LANES))
-    _gram(draw, field, key, first, last, node, scalars, params, x, c, table, np.empty(4), out)
+    rows = scalars.shape[0] * int(params[1])
+    x, c = np.empty((rows, LANES)), np.empty((rows, LANES))
+    _gram(draw, field, key, first, last, node, scalars, params, x, c, np.empty(4), out)
+
+
+def as_rows(found: np.ndarray, dim: int, count: int) -> np.ndarray:
+    """What `gram` wrote, (m, d + blocks * G, LANES), as rows (m, G, blocks * LANES)."""
+    blocks = found[:, dim:].reshape(len(found), -1, count, LANES)
+    return blocks.transpose(0, 2, 1, 3).reshape(len(found), count, -1)
 
 
 @kernel(
@@ -257,7 +265,6 @@ def gram(draw, field, key, first, last, node, scalars, params, out):
         field_pointer,
         adjust_pointer,
         words,
-        types.int64,
         types.int64,
         matrix,
         vector,
@@ -279,7 +286,6 @@ def integrate(
     field,
     adjust,
     key,
-    chunk,
     node,
     scalars,
     params,
@@ -298,22 +304,18 @@ def integrate(
     """Draw, evaluate and adjust all samples of the nodes from ``node`` on, and add up the values by ``weights``.
 
     One call without a return to Python: threads that hand Python's lock to each other at every node run one at a time.
-    ``work`` (g, G, >= samples) holds g nodes at a time, ``values`` and ``sums`` are (R, samples), ``statistics`` (m, R, 2);
-    the rest as for `gram` and `controls.adjust`.
+    ``work`` (g, d + blocks * G, LANES) holds g nodes at a time, ``values`` and ``sums`` are (R, samples), ``statistics``
+    (m, R, 2); the rest as for `gram` and `controls.adjust`.
     """
-    samples, blocks, dim = sums.shape[1], -(-sums.shape[1] // LANES), int(params[1])
+    samples, dim = sums.shape[1], int(params[1])
     rows = min(work.shape[0], scalars.shape[0]) * dim
-    x, c, table, row = np.empty((rows, LANES)), np.empty((rows, LANES)), np.empty((dim + work.shape[1], LANES)), np.empty(4)
+    x, c, row = np.empty((rows, LANES)), np.empty((rows, LANES)), np.empty(4)
     for start in range(0, scalars.shape[0], work.shape[0]):
         size = min(work.shape[0], scalars.shape[0] - start)
-        for first in range(0, blocks, chunk):
-            last = min(first + chunk, blocks)
-            here = scalars[start : start + size]
-            _gram(
-                draw, field, key, first, last, node + start, here, params, x[: size * dim], c[: size * dim], table, row, work
-            )
+        here, most = scalars[start : start + size], size * dim
+        _gram(draw, field, key, 0, -(-samples // LANES), node + start, here, params, x[:most], c[:most], row, work)
         for j in range(start, start + size):
-            given = work[j - start]
+            given = work[j - start, dim:]
             adjust(given, samples, fitted, columns, factors[j], products, sizes[j], limits, values, statistics[j])
             for r in range(sums.shape[0]):
                 total, value, weight = sums[r], values[r], weights[j]

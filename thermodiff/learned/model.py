@@ -21,7 +21,7 @@ from thermodiff.accounting.quadrature import Scales
 from thermodiff.densities import Density, Samples
 from thermodiff.densities.empirical import probes
 from thermodiff.diffusion import Diffusion, accounting_window, noise_kl
-from thermodiff.kernels.controls import adjust
+from thermodiff.kernels.controls import adjust, in_blocks
 from thermodiff.kernels.jit import LANES
 from thermodiff.kernels.tasks import at_points
 from thermodiff.learned.field import DRAWN_TOGETHER, Field, usual_batch
@@ -236,7 +236,6 @@ class LearnedDiffusion:
         plan: Plan,
         weights: FloatArray,
         divergence: str | None,
-        chunk: int | None,
         sums: FloatArray,
     ) -> FloatArray:
         """Add the weighted values of every sample at ``nodes`` to ``sums``; see `thermodiff.accounting.measure.Source`."""
@@ -245,7 +244,7 @@ class LearnedDiffusion:
         out, statistics = workspace("values", sums.shape), np.empty((len(weights), len(sums), 2))
         for j in range(len(weights)):
             self._node(key, nodes.start + j, Row(*(float(entry[j]) for entry in row)), divergence, gram)
-            adjust(gram, sums.shape[1], *plan.arguments(nodes.start + j), out, statistics[j])
+            adjust(in_blocks(gram), sums.shape[1], *plan.arguments(nodes.start + j), out, statistics[j])
             if self.clusters is not None:
                 # Data points that serve several samples are the independent units.
                 n = sums.shape[1]

@@ -13,11 +13,12 @@ import weakref
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
+import numpy as np
 import pytest
 from user_dynamics import process_id
 
 from thermodiff import _tasks
-from thermodiff._tasks import cores, in_order, pause
+from thermodiff._tasks import cores, in_order, pause, workspace
 
 
 def slow_first(k: int) -> int:
@@ -434,3 +435,11 @@ except KeyboardInterrupt:
 def test_a_program_does_not_wait_for_helpers_when_it_ends() -> None:
     found = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=300, check=False)
     assert (found.returncode, found.stdout) == (0, "heard\n")
+
+
+def test_a_workspace_begins_with_a_cache_line_and_is_used_again() -> None:
+    for size in (3, 1000, 100_000):
+        first = workspace("test", (size, 2))
+        assert first.ctypes.data % 64 == 0
+        assert first.shape == (size, 2)
+        assert np.shares_memory(first, workspace("test", (size,)))

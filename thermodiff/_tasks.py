@@ -98,7 +98,10 @@ def workspace(name: str, shape: tuple[int, ...]) -> np.ndarray:
     size = math.prod(shape)
     buffer = getattr(_OWN, name, None)
     if buffer is None or buffer.size < size:
-        buffer = np.empty(size)
+        # From a line of the cache on, as `thermodiff.kernels.jit.lanes`.
+        memory = np.empty(size + 8)
+        first = -memory.ctypes.data % 64 // 8
+        buffer = memory[first : first + size]
         setattr(_OWN, name, buffer)
     return buffer[:size].reshape(shape)
 

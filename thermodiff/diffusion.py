@@ -23,8 +23,8 @@ from thermodiff.schedules import Row, Schedule
 
 FloatArray = npt.NDArray[np.float64]
 
-NODES_TOGETHER = 4
-"""Nodes whose draws are made together: four consecutive ones share counters of the random numbers."""
+NODES_TOGETHER = 2
+"""Nodes whose draws are made together: consecutive ones share counters of the random numbers, but their rows the cache."""
 MOST_TOGETHER = 65536
 """Samples beyond which nodes are taken one by one, for the sake of memory."""
 

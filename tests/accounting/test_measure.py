@@ -9,6 +9,7 @@ from truths import BIMODAL_TOTALS, GAUSSIAN3, GAUSSIAN_TOTALS, START, gaussian_a
 
 import thermodiff as td
 from thermodiff._check import DivergenceError
+from thermodiff.accounting.measure import _tasks
 from thermodiff.diffusion import Diffusion
 from thermodiff.kernels import integrands, march
 from thermodiff.kernels.controls import adjust, in_blocks
@@ -282,7 +283,21 @@ def test_progress_reaches_the_end() -> None:
     td.account(
         Diffusion(LINE, td.VP()), nodes=20, samples=100, rng=0, progress=lambda done, nodes: seen.append((done, nodes))
     )
-    assert seen == [(8, 20), (16, 20), (20, 20)]
+    assert seen == [(done, 20) for done in (4, 8, 12, 14, 16, 18, 20)]
+
+
+@pytest.mark.parametrize("together", [1, 2, 5, 8])
+@pytest.mark.parametrize("nodes", [1, 7, 64, 100, 103])
+def test_tasks_become_small_towards_the_end(nodes: int, together: int) -> None:
+    """Every node is in one of them, in order; when the last begin there is little left for the others to wait for."""
+    tasks = _tasks(nodes, together)
+    assert [node for task in tasks for node in range(nodes)[task]] == list(range(nodes))
+    sizes = [task.stop - task.start for task in tasks]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] <= together
+    assert sizes[-1] <= 2
+    if nodes >= 3 * together:
+        assert sizes[0] == together
 
 
 def test_a_score_that_is_nan_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numba import types
+from numba import njit, types
 from numba.core.errors import NumbaError
 from packed_laws import LAWS
 
@@ -102,6 +102,19 @@ def test_kernels_give_back_the_references_that_they_took(name: str) -> None:
         law.score(x, row, law.params, out[1])
         law.density(x, row, law.params, out[2])
     assert [sys.getrefcount(array) for array in arrays] == before
+
+
+def test_memory_of_a_kernel_begins_with_a_cache_line() -> None:
+    @njit
+    def places(count):
+        found = np.empty(count, np.int64)
+        for k in range(count):
+            memory = jit.lanes(k)
+            memory[:] = k
+            found[k] = memory.ctypes.data % 64 + (memory.size != k * LANES)
+        return found
+
+    assert not np.any(places(40))
 
 
 def test_a_kernel_refuses_other_types_instead_of_recompiling() -> None:

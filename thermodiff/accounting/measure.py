@@ -163,22 +163,22 @@ def account(
     with np.errstate(over="ignore", invalid="ignore"):  # integrands that overflow are refused where they are averaged
         scalars = node_scalars(source, row)
         plan = moments.plan(source.products(divergence), scalars, samples)
-    together = max(1, min(8, SAMPLES_PER_TASK // samples)) if source.concurrent else 1
-    tasks = [slice(first, min(first + together, nodes)) for first in range(0, nodes, together)]
-    work = partial(_measure, source, key, row, weights, samples, divergence, plan, tasks)
+    tasks = _tasks(nodes, max(1, min(8, SAMPLES_PER_TASK // samples)) if source.concurrent else 1)
+    open_ended = lam is None and (times is None or times[0] == 0.0)
+    measure = partial(_measure, source, key, row, weights, samples, divergence, plan)
+    known = partial(_known_errors, source, window, node_lam, weights, open_ended)
     sums = np.zeros((len(plan.values), samples))
     means, errors = np.empty((nodes, len(plan.values))), np.empty((nodes, len(plan.values)))
     with reporting(progress, "account") as report:
-        for here, found in zip(tasks, in_order(work, len(tasks), executor, concurrent=source.concurrent), strict=True):
-            means[here], errors[here] = found[1:]
-            sums += found[0]
+        found = in_order(partial(_task, tasks, measure, known), len(tasks) + 1, executor, concurrent=source.concurrent)
+        for here, (values, *statistics) in zip(tasks, found, strict=False):
+            means[here], errors[here] = statistics
+            sums += values
             report(here.stop, nodes)
+        off = next(found)
     integrals, rates, rate_errors = _rows(plan, sums, means.T, errors.T, weights, moments.known_medium(scalars))
-    open_ended = lam is None and (times is None or times[0] == 0.0)
     rounding = _rounding_of_mismatch(source, row, weights, rates, scalars)
-    quadrature, corrections = _correct_quadrature(
-        source, window, node_lam, weights, integrals, scalars, open_ended, rounding
-    )
+    quadrature, corrections = _correct_quadrature(off, source.precision, weights, integrals, scalars, rounding)
     ledger = Ledger(
         samples=integrals,
         rates=rates,
@@ -212,6 +212,22 @@ def node_scalars(source: Source, row: Row) -> Scalars:
     )
 
 
+def _tasks(nodes: int, together: int) -> list[slice]:
+    """The nodes in tasks of ``together``, of fewer towards the end: no worker is left with much when others are done."""
+    tasks, first = [], 0
+    while first < nodes:
+        while together > 2 and nodes - first < 3 * together:
+            together = max(2, together // 2)
+        tasks.append(slice(first, min(first + together, nodes)))
+        first += together
+    return tasks
+
+
+def _task(tasks: list[slice], measure: Callable[[slice], Any], known: Callable[[], Any], k: int) -> Any:
+    """Task k of an account; the last, which is short, is what is known of the error of the nodes."""
+    return measure(tasks[k]) if k < len(tasks) else known()
+
+
 def _measure(
     source: Source,
     key: Key,
@@ -220,11 +236,9 @@ def _measure(
     samples: int,
     divergence: str | None,
     plan: Plan,
-    tasks: list[slice],
-    task: int,
+    nodes: slice,
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Some nodes: weighted sum (values, samples) of their integrands; means and standard errors (nodes, values)."""
-    nodes = tasks[task]
     here = Row(*(np.asarray(entry)[nodes] for entry in row))
     sums = np.zeros((len(plan.values), samples))
     statistics = source.integrate(key, nodes, here, plan, weights[nodes], divergence, sums)
@@ -301,26 +315,32 @@ def _unresolved(
     return {row: unresolved(lam, weights, window, curve, spread[row]) for row, curve in curves.items()}
 
 
+def _known_errors(
+    source: Source, window: tuple[float, float], lam: FloatArray, weights: FloatArray, open_ended: bool
+) -> dict[str, tuple[float, float]]:
+    """Of the nodes, see `quadrature_errors`; none where the law of x_0 is not known."""
+    moment, scales = source.second_moment, source.scales
+    if moment is None or scales is None:
+        return {}
+    return quadrature_errors(source.noise, window, lam, weights, moment, scales, open_ended=open_ended)
+
+
 def _correct_quadrature(
-    source: Source,
-    window: tuple[float, float],
-    lam: FloatArray,
+    found: dict[str, tuple[float, float]],
+    precision: float,
     weights: FloatArray,
     integrals: dict[str, FloatArray],
     scalars: Scalars,
-    open_ended: bool,
     rounding: float,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Correct ``integrals`` by the known part of the error of the nodes; by row, the part left and the correction made.
 
     Learned rows share both with the total, in proportion to their size.  At an equilibrium, where only rounding is left of
-    the total, the proportion is to the terms that cancel in it.  ``rounding`` is that of the
-    network's output in the mismatch.
+    the total, the proportion is to the terms that cancel in it.  ``precision`` is that of the score,
+    ``rounding`` that of the network's output in the mismatch.
     """
-    moment, scales = source.second_moment, source.scales
-    if moment is None or scales is None or scalars.mean_xx is None or "total" not in integrals:
+    if not found or scalars.mean_xx is None or "total" not in integrals:
         return {}, {}
-    found = quadrature_errors(source.noise, window, lam, weights, moment, scales, open_ended=open_ended)
     total = float(np.mean(integrals["total"]))
     errors = {row: left for row, (_, left) in found.items()}
     corrections = {row: -excess for row, (excess, _) in found.items()}
@@ -335,5 +355,5 @@ def _correct_quadrature(
     for row, correction in corrections.items():
         integrals[row] = integrals[row] + correction
     # A network answers in its own precision; in a paired difference that may be all there is.
-    errors["neural - total"] = source.precision * abs(total) + abs(errors.get("neural", errors["total"]) - errors["total"])
+    errors["neural - total"] = precision * abs(total) + abs(errors.get("neural", errors["total"]) - errors["total"])
     return errors, corrections

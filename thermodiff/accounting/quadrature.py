@@ -54,17 +54,22 @@ class Scales(NamedTuple):
     pairs: Pairs
 
 
-def _rates(
-    noise: Schedule, lam: FloatArray, second_moment: float, reference: Gaussians
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Medium, system, and the size of the terms that they are made of; per unit of lam."""
+def _integrals(
+    noise: Schedule, rule: tuple[FloatArray, FloatArray], second_moment: float, references: tuple[Gaussians, ...]
+) -> FloatArray:
+    """Integrals of total, system and medium, and of the size of the terms that they are made of, (references, 4)."""
+    lam, weights = rule
     row = noise.at(lam)
-    q = -2.0 * row.growth / row.sigma
-    dim = reference.eigenvalues.shape[1]
-    heat, volume = 0.5 * q * q * (row.alpha**2 * second_moment + row.sigma**2 * dim), 0.5 * q * row.sigma * dim
-    ratio = 1.0 / (1.0 + np.exp(np.minimum(lam, 700.0))[:, None, None] * reference.eigenvalues)
-    spread = 0.5 * np.einsum("k,lkj->l", reference.weights, ratio)
-    return heat + volume, spread + volume, heat + 2.0 * np.abs(volume) + spread
+    q, snr = -2.0 * row.growth / row.sigma, np.exp(np.minimum(lam, 700.0))[:, None]
+    dim = references[0].eigenvalues.shape[1]
+    heats, volumes = 0.5 * q * q * (row.alpha**2 * second_moment + row.sigma**2 * dim), 0.5 * q * row.sigma * dim
+    heat, volume, size = (float(weights @ terms) for terms in (heats, volumes, np.abs(volumes)))
+    found = []
+    for reference in references:
+        ratios = 1.0 / (1.0 + snr * reference.eigenvalues.ravel())
+        spread = 0.5 * float(weights @ ratios @ np.repeat(reference.weights, dim))
+        found.append([heat + 2.0 * volume + spread, volume + spread, heat + volume, heat + 2.0 * size + spread])
+    return np.array(found)
 
 
 ROUND_OFF = 1e-12
@@ -110,20 +115,15 @@ def quadrature_errors(
     The first is that of the components; the second is of their overlap, plus round-off and, if ``open_ended``, what lies
     above the window.
     """
-
-    def integrals(rule: tuple[FloatArray, FloatArray], reference: Gaussians) -> FloatArray:
-        medium, system, size = _rates(noise, rule[0], second_moment, reference)
-        return np.array([medium + system, system, medium, size]) @ rule[1]
-
-    exact, nodes = fine(*window), (lam, weights)
-    truth = integrals(exact, scales.parts)
-    excess = integrals(nodes, scales.parts) - truth
-    whole = integrals(nodes, scales.whole) - integrals(exact, scales.whole)
+    exact, nodes, references = fine(*window), (lam, weights), (scales.whole, scales.parts)
+    truth = _integrals(noise, exact, second_moment, references)
+    off = _integrals(noise, nodes, second_moment, references) - truth
+    excess, whole = off[1], off[0]
     overlap = weights @ _overlap_rate(lam, scales.pairs) - exact[1] @ _overlap_rate(exact[0], scales.pairs)
     # The medium rests on the second moment alone: there is no overlap in it.
     error = np.maximum(np.abs(whole - excess), np.array([1.0, 1.0, 0.0, 0.0]) * abs(overlap))
-    error += ROUND_OFF * truth[3]
+    error += ROUND_OFF * truth[1, 3]
     if open_ended:
         beyond = fine(window[1], window[1] + BEYOND)
-        error += np.maximum(*(np.abs(integrals(beyond, reference)) for reference in (scales.whole, scales.parts)))
+        error += np.max(np.abs(_integrals(noise, beyond, second_moment, references)), axis=0)
     return {row: (float(excess[j]), float(error[j])) for j, row in enumerate(("total", "system", "medium"))}

@@ -23,7 +23,7 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from thermodiff.kernels.jit import LANES, field_pointer, inline, kernel, matrix, subroutine, tensor, vector
+from thermodiff.kernels.jit import LANES, field_pointer, inline, kernel, lanes, matrix, subroutine, tensor, vector
 from thermodiff.kernels.march import copy_lanes
 
 DONE, EXHAUSTED, LOST = range(3)
@@ -291,8 +291,8 @@ def flow(field, params, table, low, high, dim, first, last, asked, rtol, atol, n
     (DONE, EXHAUSTED after ``most`` attempts, LOST), the lam that it reached, and the steps that it took.
     """
     rows = states.shape[1]
-    x, y, slopes = np.empty((rows, LANES)), np.empty((rows, LANES)), np.empty((STAGES + 2, rows, LANES))
-    row, work, kept = np.empty(4), np.empty((3, LANES)), np.empty((rows, LANES))
+    x, y, slopes = lanes(rows), lanes(rows), lanes((STAGES + 2) * rows).reshape(STAGES + 2, rows, LANES)
+    row, work, kept = np.empty(4), lanes(3), lanes(rows)
     for block in range(last - first):
         offset = block * LANES
         copy_lanes(states[0], offset, x, 0)

@@ -10,7 +10,7 @@ import numpy as np
 from numba import types
 
 from thermodiff.kernels.elementary import LN2, LOG2E, exp2_weight, log
-from thermodiff.kernels.jit import LANES, field_signature, inline, kernel, matrix, subroutine, vector
+from thermodiff.kernels.jit import LANES, field_signature, inline, kernel, lanes, matrix, subroutine, vector
 from thermodiff.kernels.scores import finish, log_density
 
 TILE = 64
@@ -160,7 +160,7 @@ def cloud_score(x, row, params, out):
     """a x + c s for n equal points (the empirical law); cost n d per point, memory of one tile."""
     dim = int(params[1])
     weights, kept = np.empty(TILE * LANES), np.empty(TILE * LANES if out.shape[0] > dim else 0)
-    _cloud_score(x, row, params, out, weights, kept, np.empty((4, LANES)), np.zeros(dim * LANES))
+    _cloud_score(x, row, params, out, weights, kept, lanes(4), np.zeros(dim * LANES))
 
 
 @subroutine
@@ -202,7 +202,7 @@ def _cloud_score(x, row, params, out, weights, kept, work, sums):
 @kernel(field_signature)
 def cloud_density(x, row, params, out):
     """log p_t and H(r) for n equal points."""
-    _cloud_density(x, row, params, out, np.empty(TILE * LANES), np.empty(TILE * LANES), np.empty((4, LANES)))
+    _cloud_density(x, row, params, out, np.empty(TILE * LANES), np.empty(TILE * LANES), lanes(4))
 
 
 @inline
@@ -240,7 +240,7 @@ def _cloud_density(x, row, params, out, weights, kept, work):
 def soften(products, shifts, scale, totals):
     """exp(scale (product - shift) - largest of the row) in place, and the sums of the rows."""
     count = products.shape[1]
-    top = np.empty(LANES)
+    top = lanes(1).reshape(-1)
     for q in range(products.shape[0]):
         row = products[q]
         top[:] = -np.inf

@@ -13,7 +13,7 @@ import numpy as np
 from numba import types
 
 from thermodiff.kernels.elementary import from_bits, to_bits
-from thermodiff.kernels.jit import BORROWING, LANES, inline, kernel, matrix, subroutine, vector
+from thermodiff.kernels.jit import BORROWING, LANES, inline, kernel, lanes, matrix, subroutine, vector
 
 TERMS = 4
 """Most terms in a linear row."""
@@ -341,7 +341,8 @@ def adjust(given, samples, fitted, columns, factors, products, sizes, limits, ou
     controls, half, count = sizes.size, samples // 2, given.shape[0] // -(-samples // LANES)
     # Row 0 and the controls in fours against all rows in twos: `_dots` takes them so.
     fours, twos = -(-(1 + controls) // 4) * 4, -(-(1 + controls + fitted) // 2) * 2
-    table = np.zeros((max(columns.shape[0], fours, twos), LANES))
+    table = lanes(max(columns.shape[0], fours, twos))
+    table[:] = 0.0
     place, linear = np.empty(table.shape[0], np.int64), np.empty(table.shape[0], np.int64)
     multiplied = np.empty(table.shape[0], np.int64)
     filled, among = _lay_out(columns, factors, products, place, linear, multiplied)

@@ -13,7 +13,7 @@ from numba import types
 
 from thermodiff.kernels.clouds import cloud_parts
 from thermodiff.kernels.controls import adjust_pointer, indices
-from thermodiff.kernels.jit import LANES, field_pointer, inline, kernel, matrix, subroutine, tensor, vector, words
+from thermodiff.kernels.jit import LANES, field_pointer, inline, kernel, lanes, matrix, subroutine, tensor, vector, words
 from thermodiff.kernels.march import copy_lanes
 from thermodiff.kernels.philox import COMPONENT, NOISE, fill_rows, fill_uniforms
 from thermodiff.kernels.scores import full_parts, isotropic_parts
@@ -74,7 +74,7 @@ def _look_up(values, uniforms, cumulative, chosen, out):
 @kernel(draw_signature)
 def draw_isotropic(key, path, node, scalars, params, x, c):
     """x_t and component score for a mixture of isotropic Gaussians."""
-    work, chosen, table = np.empty((6, LANES)), np.empty(LANES, np.int64), np.empty((2, int(params[0])))
+    work, chosen, table = lanes(6), np.empty(LANES, np.int64), np.empty((2, int(params[0])))
     _draw_isotropic(key, path, node, scalars, params, x, c, work, chosen, table, np.ones(c.shape[0]))
 
 
@@ -113,7 +113,7 @@ def _draw_isotropic(key, path, node, scalars, params, x, c, work, chosen, table,
 def draw_full(key, path, node, scalars, params, x, c):
     """x_t and component score for a mixture with full covariances."""
     count, dim = int(params[0]), int(params[1])
-    work, chosen, widths = np.empty((4 + x.shape[0], LANES)), np.empty(LANES, np.int64), np.empty((count, dim))
+    work, chosen, widths = lanes(4 + x.shape[0]), np.empty(LANES, np.int64), np.empty((count, dim))
     _draw_full(key, path, node, scalars, params, x, c, work[:4], work[4:], chosen, widths, np.ones(x.shape[0]))
 
 
@@ -148,7 +148,7 @@ def _draw_full(key, path, node, scalars, params, x, c, quad, normals, chosen, wi
 @kernel(draw_signature)
 def draw_cloud(key, path, node, scalars, params, x, c):
     """x_t for a point drawn uniformly from a cloud, and c = -z."""
-    _draw_cloud(key, path, node, scalars, params, x, c, np.empty((4, LANES)), np.ones(c.shape[0]))
+    _draw_cloud(key, path, node, scalars, params, x, c, lanes(4), np.ones(c.shape[0]))
 
 
 @subroutine
@@ -171,7 +171,7 @@ def _draw_cloud(key, path, node, scalars, params, x, c, quad, ones):
 @kernel(types.void(draw_pointer, words, types.int64, types.int64, types.int64, matrix, vector, matrix, matrix))
 def draws(draw, key, first, last, node, scalars, params, x, c):
     """x_t and c of blocks first ... last - 1 as columns of ``x[m d, n]`` and ``c[m d, n]``, for the nodes of ``scalars``."""
-    block_x, block_c = np.empty((x.shape[0], LANES)), np.empty((x.shape[0], LANES))
+    block_x, block_c = lanes(x.shape[0]), lanes(x.shape[0])
     for block in range(first, last):
         draw(key, block * LANES, node, scalars, params, block_x, block_c)
         offset = (block - first) * LANES
@@ -249,7 +249,7 @@ def _of_score(x, y, c, d, b, s, xb, bb, cb):
 def gram(draw, field, key, first, last, node, scalars, params, out):
     """`_gram`, called from Python."""
     rows = scalars.shape[0] * int(params[1])
-    x, c = np.empty((rows, LANES)), np.empty((rows, LANES))
+    x, c = lanes(rows), lanes(rows)
     _gram(draw, field, key, first, last, node, scalars, params, x, c, np.empty(4), out)
 
 
@@ -309,7 +309,7 @@ def integrate(
     """
     samples, dim = sums.shape[1], int(params[1])
     rows = min(work.shape[0], scalars.shape[0]) * dim
-    x, c, row = np.empty((rows, LANES)), np.empty((rows, LANES)), np.empty(4)
+    x, c, row = lanes(rows), lanes(rows), np.empty(4)
     for start in range(0, scalars.shape[0], work.shape[0]):
         size = min(work.shape[0], scalars.shape[0] - start)
         here, most = scalars[start : start + size], size * dim

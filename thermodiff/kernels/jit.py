@@ -30,12 +30,16 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 from numba import types
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.runtime.nrt import rtsys
 
 LANES = 256
 """Paths per block: the innermost loops run over this many lanes (a multiple of every vector width)."""
+
+CACHE_LINE = 8
+"""Numbers in a line of the cache."""
 
 FLAGS: dict[str, Any] = {
     "nogil": True,
@@ -77,6 +81,17 @@ def inline(function: Any) -> Any:
 def subroutine(function: Any) -> Any:
     """Compile a helper that is called once per block or more rarely, and too large to be copied into its callers."""
     return numba.njit(**BORROWING)(function)
+
+
+@numba.njit(**{**FLAGS, "cache": False})
+def lanes(rows):
+    """Memory of a kernel for rows of a block, (rows, LANES), not initialised.
+
+    It begins with a cache line: a vector that lies across two of them takes twice the time.
+    """
+    memory = np.empty(rows * LANES + CACHE_LINE)
+    first = -memory.ctypes.data % (8 * CACHE_LINE) // 8
+    return memory[first : first + rows * LANES].reshape(rows, LANES)
 
 
 class Kernel:

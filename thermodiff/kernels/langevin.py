@@ -29,6 +29,7 @@ from thermodiff.kernels.jit import (
     inline,
     integers,
     kernel,
+    lanes,
     matrix,
     subroutine,
     tensor,
@@ -462,9 +463,10 @@ def langevin(
     for i in range(dim):
         confined = confined or walls[i, 0] > 0.0
     sides = np.ones((dim if confined else 0, LANES))
-    x, z, kick, quad = np.empty((dim, LANES)), np.zeros((dim, LANES)), np.zeros((dim, LANES)), np.empty((4, LANES))
-    old, heat, total, scales = np.empty((dim, LANES)), np.zeros(LANES), np.zeros(LANES), np.empty(dim)
-    work, spread, other = np.empty((5, dim, LANES)), np.empty((2 * dim, LANES)), np.empty((2 * dim, LANES))
+    x, z, kick, quad = lanes(dim), lanes(dim), lanes(dim), lanes(4)
+    z[:], kick[:] = 0.0, 0.0
+    old, heat, total, scales = lanes(dim), np.zeros(LANES), np.zeros(LANES), np.empty(dim)
+    work, spread, other = lanes(5 * dim).reshape(5, dim, LANES), lanes(2 * dim), lanes(2 * dim)
     rows = np.zeros((3, 4))
     buffers = (x, z, kick, quad, old, heat, total, scales, work, spread, other, sides)
     for block in range(first, last):

@@ -18,7 +18,19 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from thermodiff.kernels.jit import LANES, field_pointer, inline, integers, kernel, matrix, subroutine, tensor, vector, words
+from thermodiff.kernels.jit import (
+    LANES,
+    field_pointer,
+    inline,
+    integers,
+    kernel,
+    lanes,
+    matrix,
+    subroutine,
+    tensor,
+    vector,
+    words,
+)
 from thermodiff.kernels.philox import PATH, fill_rows, hold
 
 EULER, HEUN, RK4 = range(3)
@@ -123,8 +135,9 @@ def march(field, params, key, rule, first, last, rows, steps, amplitudes, slots,
     After step k the state is written to ``states[slots[k]]`` where ``slots[k] >= 0``.
     """
     dim = states.shape[1]
-    x, kick, quad, scales = np.empty((dim, LANES)), np.zeros((dim, LANES)), np.empty((4, LANES)), np.empty(dim)
-    work = np.empty((5, dim, LANES))
+    x, kick, quad, scales = lanes(dim), lanes(dim), lanes(4), np.empty(dim)
+    kick[:] = 0.0
+    work = lanes(5 * dim).reshape(5, dim, LANES)
     for block in range(first, last):
         _march(
             field, params, key, rule, block, (block - first) * LANES, rows, steps, amplitudes, slots,
@@ -135,7 +148,7 @@ def march(field, params, key, rule, first, last, rows, steps, amplitudes, slots,
 @kernel(types.void(field_pointer, vector, vector, matrix, matrix))
 def apply(field, params, row, x, out):
     """One evaluation of a field at points x[d, n], n a multiple of LANES, into out[rows, n]."""
-    point, value = np.empty((x.shape[0], LANES)), np.empty((out.shape[0], LANES))
+    point, value = lanes(x.shape[0]), lanes(out.shape[0])
     for block in range(x.shape[1] // LANES):
         offset = block * LANES
         copy_lanes(x, offset, point, 0)

@@ -29,6 +29,7 @@ from thermodiff.kernels.jit import (
     inline,
     integers,
     kernel,
+    lanes,
     matrix,
     subroutine,
     tensor,
@@ -345,10 +346,10 @@ def passage(
     interval of the watched coordinate where fields are evaluated.
     """
     dim = states.shape[0]
-    x, z, kick, quad = np.empty((dim, LANES)), np.empty((dim, LANES)), np.empty((dim, LANES)), np.empty((4, LANES))
-    slope, old, chance = np.empty((dim, LANES)), np.empty(LANES), np.empty((4, LANES))
-    variance, spread, place = np.empty(LANES), np.empty((2 * dim, LANES)), np.empty((dim, LANES))
-    row, confined, turned, scales = np.zeros(4), False, np.empty((dim, LANES)), np.empty(dim)
+    x, z, kick, quad = lanes(dim), lanes(dim), lanes(dim), lanes(4)
+    slope, old, chance = lanes(dim), lanes(1).reshape(-1), lanes(4)
+    variance, spread, place = lanes(1).reshape(-1), lanes(2 * dim), lanes(dim)
+    row, confined, turned, scales = np.zeros(4), False, lanes(dim), np.empty(dim)
     for i in range(dim):
         confined = confined or walls[i, 0] > 0.0
     buffers = (x, z, kick, quad, slope, old, chance, variance, spread, place, row, turned, scales)

@@ -21,7 +21,7 @@ import numpy as np
 from numba import types
 
 from thermodiff.kernels.elementary import _held, from_bits, to_bits
-from thermodiff.kernels.jit import LANES, inline, kernel, matrix, subroutine, words
+from thermodiff.kernels.jit import LANES, inline, kernel, lanes, matrix, subroutine, words
 
 COMPONENT, START, NOISE, PATH, PROBE, TRAINING, BRIDGE = range(7)
 """Purposes: the component of a mixture, x_0, the noise z of the transition kernel, path noise, probes, training, bridges."""
@@ -234,7 +234,7 @@ def fill_rows(key, path, first, purpose, quad, group, scales, out):
 def noise(key, first, last, step, purpose, out):
     """Normals (step, coordinate 0 ... d - 1) of blocks first ... last - 1 as columns of ``out[d, n]``."""
     dim = out.shape[0]
-    block_noise, quad, ones = np.empty((dim, LANES)), np.empty((4, LANES)), np.ones(dim)
+    block_noise, quad, ones = lanes(dim), lanes(4), np.ones(dim)
     for block in range(first, last):
         fill_rows(key, block * LANES, step * dim, purpose, quad, -1, ones, block_noise)
         offset = (block - first) * LANES

@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from thermodiff.kernels.elementary import LN2, LOG2E, exp2_weight, log
-from thermodiff.kernels.jit import LANES, field_signature, inline, kernel, subroutine
+from thermodiff.kernels.jit import LANES, field_signature, inline, kernel, lanes, subroutine
 
 
 @inline
@@ -337,8 +337,8 @@ def _isotropic_rows(inverse, share, weight, unit, scale, excess, first, second, 
 def isotropic_score(x, row, params, out):
     """a x + c s for a mixture of isotropic Gaussians; cost K d per point."""
     count, dim = int(params[0]), int(params[1])
-    table, work = np.empty((count, SHIFTS + 2 * max(dim, 2))), np.empty((count + 1 + ROWS) * LANES)
-    _isotropic_score(x, row, params, out, table, work, np.empty((count + 3 if out.shape[0] > dim else 0, LANES)))
+    table, work = np.empty((count, SHIFTS + 2 * max(dim, 2))), lanes(count + 1 + ROWS).reshape(-1)
+    _isotropic_score(x, row, params, out, table, work, lanes(count + 3 if out.shape[0] > dim else 0))
 
 
 @subroutine
@@ -376,7 +376,7 @@ def _isotropic_score(x, row, params, out, table, work, unit):
 def isotropic_density(x, row, params, out):
     """log p_t and H(r) for a mixture of isotropic Gaussians."""
     count, dim = int(params[0]), int(params[1])
-    _isotropic_density(x, row, params, out, np.empty((count, SHIFTS + 2 * max(dim, 2))), np.empty((count + 3, LANES)))
+    _isotropic_density(x, row, params, out, np.empty((count, SHIFTS + 2 * max(dim, 2))), lanes(count + 3))
 
 
 @subroutine
@@ -414,8 +414,8 @@ def _log_sum(logits, top, total, moment, dim, out):
 def full_score(x, row, params, out):
     """a x + c s for a mixture with full covariances; cost K d^2 per point."""
     count, dim = int(params[0]), int(params[1])
-    logits, unit = np.empty((count, LANES)), np.empty((count if out.shape[0] > dim else 0, LANES))
-    _full_score(x, row, params, out, logits, unit, np.empty(count), np.empty((4, LANES)))
+    logits, unit = lanes(count), lanes(count if out.shape[0] > dim else 0)
+    _full_score(x, row, params, out, logits, unit, np.empty(count), lanes(4))
 
 
 @subroutine
@@ -462,7 +462,7 @@ def _full_score(x, row, params, out, logits, unit, constants, work):
 @kernel(field_signature)
 def full_density(x, row, params, out):
     """log p_t and H(r) for a mixture with full covariances."""
-    _full_density(x, row, params, out, np.empty((int(params[0]) + 3, LANES)))
+    _full_density(x, row, params, out, lanes(int(params[0]) + 3))
 
 
 @subroutine

@@ -127,7 +127,7 @@ class Diffusion:
         """Names of the rows of `gram`."""
         if divergence == "hutchinson":
             raise ValueError('Diffusion: divergence="hutchinson" is for networks; here the divergence is always exact.')
-        return ("div", "logp", *self.data.component_names, *GRAM)
+        return ("div", "logp", *self.data.component_names, *GRAM, *self.data.conditional_names)
 
     def gram(
         self, key: npt.NDArray[np.uint32], node: int, row: Row, samples: int, divergence: str | None = None
@@ -135,7 +135,8 @@ class Diffusion:
         """Inner products of (x, c, b) for the samples of the nodes from ``node`` on, (m, products, samples)."""
         law, blocks, count = self.data.law, -(-samples // LANES), len(self.products(divergence))
         out = np.empty((len(row.lam), self.dim + blocks * count, LANES))
-        gram(law.draw, law.score, key, 0, blocks, node, np.stack([row.alpha, row.sigma], axis=1), law.params, out)
+        scalars, conditional = np.stack([row.alpha, row.sigma], axis=1), bool(self.data.conditional_names)
+        gram(law.draw, law.score, conditional, key, 0, blocks, node, scalars, law.params, out)
         return as_rows(out, self.dim, count)[:, :, :samples]
 
     def integrate(
@@ -155,7 +156,7 @@ class Diffusion:
         work = workspace("gram", (together, self.dim + blocks * len(self.products(divergence)), LANES))
         out, statistics = workspace("values", sums.shape), np.empty((len(weights), values, 2))
         integrate(
-            law.draw, law.score, adjust, key, nodes.start, scalars, law.params,
+            law.draw, law.score, bool(self.data.conditional_names), adjust, key, nodes.start, scalars, law.params,
             *plan.arguments(nodes), weights, work, out, sums, statistics,
         )  # fmt: skip
         return statistics

@@ -13,6 +13,7 @@ from thermodiff.accounting.measure import _tasks
 from thermodiff.diffusion import Diffusion
 from thermodiff.kernels import integrands, march
 from thermodiff.kernels.controls import adjust, in_blocks
+from thermodiff.kernels.integrands import CONDITIONAL
 
 
 def gaussian(noise: td.Schedule) -> Diffusion:
@@ -167,6 +168,17 @@ def test_errors_are_as_wide_as_the_scatter_for_separated_narrow_modes() -> None:
         assert 0.75 < found[row] < 1.25, found
 
 
+@pytest.mark.parametrize("data", [LINE, PLANE, TILTED], ids=["line", "plane", "tilted"])
+def test_c_adds_nothing_to_the_rows_of_components(data: td.Density, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given x it is noise: with it the error is no smaller, which is why it is left out."""
+    system = Diffusion(data, td.VP())
+    without = [td.account(system, nodes=32, samples=4000, rng=seed).total("total").error for seed in range(4)]
+    monkeypatch.setattr(type(data), "conditional_names", CONDITIONAL)
+    assert set(CONDITIONAL) < set(system.products())
+    with_c = [td.account(system, nodes=32, samples=4000, rng=seed).total("total").error for seed in range(4)]
+    assert np.mean(with_c) > 0.97 * np.mean(without)
+
+
 class ByParts(Diffusion):
     """Products first, then the adjustment, each a call from here, so that the products can be altered in between."""
 
@@ -219,7 +231,7 @@ def test_no_alarm_without_sabotage(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_score_one_percent_too_large_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert alarms(sabotage(monkeypatch, xb=1.01, bb=1.0201, cb=1.01, div=1.01)) != []
+    assert alarms(sabotage(monkeypatch, xb=1.01, bb=1.0201, div=1.01)) != []
 
 
 def test_a_flipped_sign_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,6 +114,14 @@ def test_a_second_moment_that_overflows_is_refused(size: float) -> None:
                 call(Diffusion(law, VP()), lam=(-8.0, 8.0))
 
 
+def test_c_serves_where_there_are_no_rows_of_components() -> None:
+    assert GaussianMixture(**BIM1.columns).conditional_names == ()
+    many = GaussianMixture(np.arange(17.0)[:, None], stds=0.5)
+    for law in (many, PointCloud([[0.0], [1.0]]), Gaussian([0.0], std=1.0)):
+        assert law.component_names == ()
+        assert law.conditional_names == ("xc", "cc", "cb")
+
+
 def test_rare_components_get_no_control_variates() -> None:
     law = GaussianMixture([[0.0], [1.0], [2.0]], stds=0.5, weights=[0.6, 0.395, 0.005])
     assert law.law.component_rows == 6

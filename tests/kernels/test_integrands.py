@@ -5,11 +5,12 @@ import pytest
 from packed_laws import LAWS, Packed, isotropic
 from truths import mixture_oracle
 
-from thermodiff.kernels.integrands import FEW, GRAM, as_rows, draws, gram
+from thermodiff.kernels.integrands import CONDITIONAL, FEW, GRAM, as_rows, draws, gram
 from thermodiff.kernels.jit import LANES
 
 KEY = np.array([2024, 7], dtype=np.uint32)
 ALPHA, SIGMA = 0.8, 0.6
+PAIRS = (*GRAM, *CONDITIONAL)
 DEVIATIONS = 4.0
 
 laws = pytest.mark.parametrize("law", LAWS.values(), ids=LAWS.keys())
@@ -28,11 +29,13 @@ def fused(law: Packed, blocks: int, extra: int, node: int = 3, first: int = 0) -
     return products(law, np.array([[ALPHA, SIGMA]]), first, first + blocks, extra, node)[0]
 
 
-def products(law: Packed, scalars: np.ndarray, first: int, last: int, extra: int, node: int) -> np.ndarray:
+def products(
+    law: Packed, scalars: np.ndarray, first: int, last: int, extra: int, node: int, conditional: bool = True
+) -> np.ndarray:
     """Rows (m, rows, n) of some blocks; nothing that was there before is left in them."""
-    rows = len(GRAM) + extra
+    rows = extra + len(GRAM) + conditional * len(CONDITIONAL)
     out = np.full((len(scalars), law.dim + (last - first) * rows, LANES), np.nan)
-    gram(law.draw, law.score, KEY, first, last, node, scalars, law.params, out)
+    gram(law.draw, law.score, conditional, KEY, first, last, node, scalars, law.params, out)
     return as_rows(out, law.dim, rows)
 
 
@@ -42,7 +45,7 @@ def extra_rows(law: Packed) -> int:
 
 def named(rows: np.ndarray) -> dict[str, np.ndarray]:
     """The rows but those of components."""
-    return dict(zip(("div", "logp", *GRAM), [*rows[:2], *rows[-len(GRAM) :]], strict=True))
+    return dict(zip(("div", "logp", *PAIRS), [*rows[:2], *rows[-len(PAIRS) :]], strict=True))
 
 
 @laws
@@ -63,12 +66,19 @@ def test_fused_products_equal_plain_numpy_on_the_same_draws(law: Packed) -> None
     np.testing.assert_allclose(found["logp"], exact.log_prob, rtol=1e-11, atol=1e-11)
 
 
+@laws
+def test_without_c_the_other_rows_are_the_same_bits(law: Packed) -> None:
+    scalars = np.array([[0.9, 0.2], [0.8, 0.6], [0.1, 1.0]])
+    with_c, without = (products(law, scalars, 0, 2, extra_rows(law), 1, wanted) for wanted in (True, False))
+    np.testing.assert_array_equal(without, with_c[:, : -len(CONDITIONAL)])
+
+
 @mixtures
 def test_component_rows_follow(name: str) -> None:
     law = LAWS[name]
     x, _ = drawn(law, 2)
     exact = mixture_oracle(x, law.weights, law.means, law.covs, ALPHA, SIGMA)
-    rows = fused(law, 2, extra_rows(law))[2 : -len(GRAM)]
+    rows = fused(law, 2, extra_rows(law))[2 : -len(PAIRS)]
     np.testing.assert_allclose(rows[0::2].T, exact.responsibilities - law.weights, rtol=0.0, atol=1e-12)
     size = np.abs(exact.squares).max()
     np.testing.assert_allclose(rows[1::2].T, exact.responsibilities * exact.squares, rtol=0.0, atol=1e-12 * size)
@@ -76,7 +86,7 @@ def test_component_rows_follow(name: str) -> None:
 
 @mixtures
 def test_component_rows_have_mean_zero(name: str) -> None:
-    rows = fused(LAWS[name], 80, extra_rows(LAWS[name]))[2 : -len(GRAM)]
+    rows = fused(LAWS[name], 80, extra_rows(LAWS[name]))[2 : -len(PAIRS)]
     spread = rows.std(axis=1, ddof=1) / np.sqrt(rows.shape[1])
     # One component: r - w is zero identically.
     z = np.divide(rows.mean(axis=1), spread, out=np.zeros_like(spread), where=spread > 1e-13)
@@ -120,6 +130,19 @@ def test_the_conditional_mean_of_c_is_b(law: Packed) -> None:
     b = SIGMA * mixture_oracle(x, law.weights, law.means, law.covs, ALPHA, SIGMA).score
     for gap in [*(c - b).T, np.sum(x * (c - b), axis=1), np.sum(b * (c - b), axis=1)]:
         assert abs(gap.mean()) <= DEVIATIONS * gap.std() / np.sqrt(gap.size) + 1e-14
+
+
+@laws
+def test_the_conditional_mean_of_the_square_of_c_is_made_of_other_rows(law: Packed) -> None:
+    """E[|c|^2 | x] = |b|^2 + sigma div b + sum_j r_j tr(sigma^2 V_j^-1): beside those, c has nothing to say of x."""
+    x, c = drawn(law, 200)
+    exact = mixture_oracle(x, law.weights, law.means, law.covs, ALPHA, SIGMA)
+    traces = [np.trace(np.linalg.inv(ALPHA**2 * cov + SIGMA**2 * np.eye(law.dim))) for cov in law.covs]
+    known = np.sum(exact.score**2, axis=1) + exact.divergence + exact.responsibilities @ traces
+    gap = np.sum(c * c, axis=1) - SIGMA**2 * known
+    for weight in (np.ones(len(x)), np.sum(x * x, axis=1), np.sum(exact.score**2, axis=1), exact.log_prob):
+        product = gap * weight
+        assert abs(product.mean()) <= DEVIATIONS * product.std() / np.sqrt(gap.size) + 1e-12 * np.abs(known * weight).max()
 
 
 @laws

@@ -59,7 +59,7 @@ def test_one_machine_code_for_all_fields() -> None:
     codes = set()
     for law in LAWS.values():
         gram_out = np.empty((1, law.dim + 8, LANES))
-        integrands.gram(law.draw, law.score, key, 0, 1, 0, np.array([[0.7, 0.5]]), law.params, gram_out)
+        integrands.gram(law.draw, law.score, True, key, 0, 1, 0, np.array([[0.7, 0.5]]), law.params, gram_out)
         states = np.zeros((2, law.dim, LANES))
         rows = np.tile([0.7, 0.25, 0.1, 0.1], (2, 3, 1))
         march.march(

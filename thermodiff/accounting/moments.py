@@ -103,9 +103,9 @@ def balance(names: tuple[str, ...], s: Scalars) -> Row | None:
 def controls(names: tuple[str, ...], s: Scalars) -> list[Row]:
     """Combinations whose mean is known to be zero, for the reduction of variance, the most useful first.
 
-    |c|^2 - E|c|^2 and x.c + sigma d always (E x.s = -d for every score); |x|^2 - E|x|^2 where it is known.  With an exact
-    score also x.b + sigma d, b.(c - b) since E[c | x] = b, and Stein's identity E[div g + g.s] = 0 for the vector fields
-    g = s, s log p, s |x|^2, x log p and x |x|^2; last, what is known of each component.
+    |c|^2 - E|c|^2 and x.c + sigma d where there is c (E x.s = -d for every score); |x|^2 - E|x|^2 where it is known.  With
+    an exact score also x.b + sigma d, b.(c - b) since E[c | x] = b, and Stein's identity E[div g + g.s] = 0 for the vector
+    fields g = s, s log p, s |x|^2, x log p and x |x|^2; last, what is known of each component.
     """
     shift, size = s.sigma * s.dim, s.mean_cc
     result: list[Row] = []
@@ -113,11 +113,14 @@ def controls(names: tuple[str, ...], s: Scalars) -> list[Row]:
     if rest is not None:
         # First, and by itself: as a combination of nearly dependent controls it would be fitted worse.
         result.append(rest)
-    result += [Row({"cc": 1.0}, -size, size), Row({"xc": 1.0}, shift, shift)]
+    if "cc" in names:
+        result += [Row({"cc": 1.0}, -size, size), Row({"xc": 1.0}, shift, shift)]
     if s.mean_xx is not None:
         result.append(Row({"xx": 1.0}, -s.mean_xx, s.mean_xx))
     if "xb" in names:
-        result += [Row({"xb": 1.0}, shift, shift), Row({"cb": 1.0, "bb": -1.0}, 0.0, size)]
+        result.append(Row({"xb": 1.0}, shift, shift))
+    if "cb" in names:
+        result.append(Row({"cb": 1.0, "bb": -1.0}, 0.0, size))
     if "logp" in names and s.mean_xx is not None:
         result += _stein(s, s.mean_xx)
     result += [Row({column: 1.0}) for column, name in enumerate(names) if name == "zero"]

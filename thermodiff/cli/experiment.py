@@ -120,6 +120,7 @@ def _figure(points: Sequence[transport.Point]) -> bytes | None:
     """S_NN / S_tot over steps, one panel per schedule: ours filled, the published open."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
     except ImportError:
         print("transport.png was not drawn: it needs matplotlib (pip install 'thermodiff[plot]').", file=sys.stderr)
         return None
@@ -136,6 +137,10 @@ def _figure(points: Sequence[transport.Point]) -> bytes | None:
             axes.plot(paper, known, marker="o", markersize=4, markerfacecolor="none", linestyle=":", color=COLOURS[dim])
         axes.axhline(1.0, color="#888888", linewidth=0.8)
         axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100.0 * low else (1.0,)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("steps of training (open: published)")
         axes.legend(frameon=False)

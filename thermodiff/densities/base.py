@@ -14,7 +14,7 @@ from thermodiff._check import finite_number, points
 from thermodiff.accounting import Estimate
 from thermodiff.accounting.quadrature import Gaussians, Pairs, Scales
 from thermodiff.densities.entropy import Part, smoothed_entropy
-from thermodiff.kernels.integrands import draws
+from thermodiff.kernels.integrands import CONDITIONAL, draws
 from thermodiff.kernels.jit import LANES
 from thermodiff.kernels.tasks import at_points, over_blocks
 
@@ -117,6 +117,15 @@ class Density(ABC):
         """What the component rows of the score are to an account: "zero", or "rare" where none could be fitted to them."""
         names = ("zero" if weight >= RARE else "rare" for weight in self.parts().weights for _ in range(2))
         return tuple(names)[: self.law.component_rows]
+
+    @property
+    def conditional_names(self) -> tuple[str, ...]:
+        """The inner products with c, the score given the component that x was drawn from, of which an account has use.
+
+        None where there are component rows: E[c | x] = b, and E[|c|^2 | x] is |b|^2 + sigma div b and multiples of the
+        responsibilities, so that c adds nothing but noise to them (decision 3).
+        """
+        return () if self.law.component_rows else CONDITIONAL
 
     def conditional_moment(self, alpha: npt.ArrayLike, sigma: npt.ArrayLike) -> FloatArray:
         """E|sigma grad log p_t(x | k)|^2, k the component that x was drawn from; (...) as alpha and sigma."""

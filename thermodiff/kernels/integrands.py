@@ -1,9 +1,9 @@
 """Draws of x_t and the per-sample inner products from which every row of the ledger is made.
 
 At a node with scalars (alpha, sigma) the kernel draws x = alpha x_0 + sigma z, evaluates b = sigma grad log p_t(x), and
-keeps inner products of x, b and c.  Here c = sigma grad log p_t(x | k) is the score of the one component k that x was
-drawn from; E[c | x] = b, which makes c the source of control variates.  For a point cloud c = -z.  All rates are linear in
-these numbers.  Draw, score and products are fused: a sample costs no other memory.
+keeps inner products of x and b, and of c where they are asked for.  Here c = sigma grad log p_t(x | k) is the score of the
+one component k that x was drawn from; E[c | x] = b, which makes c a source of control variates.  For a point cloud c = -z.
+All rates are linear in these numbers.  Draw, score and products are fused: a sample costs no other memory.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from thermodiff.kernels.march import copy_lanes
 from thermodiff.kernels.philox import COMPONENT, NOISE, fill_rows, fill_uniforms
 from thermodiff.kernels.scores import full_parts, isotropic_parts
 
-GRAM = ("xx", "xc", "cc", "xb", "bb", "cb")
+GRAM = ("xx", "xb", "bb")
 """Inner products in the Gram kernel's output, after "div" (sigma div b), "logp" and the component rows."""
+CONDITIONAL = ("xc", "cc", "cb")
+"""Those that follow where they are asked for."""
 
 draw_signature = types.void(words, types.int64, types.int64, matrix, vector, matrix, matrix)
 """``draw(key, path, node, scalars[m, 2], params, x[m d, LANES], c[m d, LANES])`` for LANES paths from ``path`` on.
 
 Rows j d ... j d + d - 1 belong to node + j, whose (alpha, sigma) is ``scalars[j]``.  Consecutive nodes share counters: it
-is cheaper to draw four of them at once.
+is cheaper to draw four of them at once.  ``c`` may be without rows: then it is not wanted.
 """
 
 draw_pointer = types.FunctionType(draw_signature)
@@ -74,8 +76,8 @@ def _look_up(values, uniforms, cumulative, chosen, out):
 @kernel(draw_signature)
 def draw_isotropic(key, path, node, scalars, params, x, c):
     """x_t and component score for a mixture of isotropic Gaussians."""
-    work, chosen, table = lanes(6), np.empty(LANES, np.int64), np.empty((2, int(params[0])))
-    _draw_isotropic(key, path, node, scalars, params, x, c, work, chosen, table, np.ones(c.shape[0]))
+    work, chosen, table = lanes(7), np.empty(LANES, np.int64), np.empty((2, int(params[0])))
+    _draw_isotropic(key, path, node, scalars, params, x, c, work, chosen, table, np.ones(x.shape[0]))
 
 
 @subroutine
@@ -83,8 +85,8 @@ def _draw_isotropic(key, path, node, scalars, params, x, c, work, chosen, table,
     """`draw_isotropic`; ``table`` (2, K) holds the widths of the components and a coordinate of their centres."""
     _, cumulative, variances, means = isotropic_parts(params)
     dim = means.shape[1]
-    quad, width, slope, widths, centres = work[:4], work[4], work[5], table[0], table[1]
-    fill_rows(key, path, node * dim, NOISE, quad, -1, ones, c)
+    quad, width, slope, centre, widths, centres = work[:4], work[4], work[5], work[6], table[0], table[1]
+    fill_rows(key, path, node * dim, NOISE, quad, -1, ones, x)
     group = -1
     for j in range(scalars.shape[0]):
         alpha, sigma = scalars[j, 0], scalars[j, 1]
@@ -96,17 +98,20 @@ def _draw_isotropic(key, path, node, scalars, params, x, c, work, chosen, table,
         for k in range(widths.size):
             widths[k] = np.sqrt(alpha * alpha * variances[k] + sigma * sigma)
         _look_up(widths, uniforms, cumulative, chosen, width)
-        for lane in range(LANES):
-            slope[lane] = -sigma / width[lane]
+        if c.shape[0] > 0:
+            for lane in range(LANES):
+                slope[lane] = -sigma / width[lane]
+            for i in range(j * dim, (j + 1) * dim):
+                normal, ci = x[i], c[i]
+                for lane in range(LANES):
+                    ci[lane] = slope[lane] * normal[lane]
         for i in range(dim):
-            xi, ci = x[j * dim + i], c[j * dim + i]
+            xi = x[j * dim + i]
             for k in range(centres.size):
                 centres[k] = alpha * means[k, i]
-            _look_up(centres, uniforms, cumulative, chosen, xi)
+            _look_up(centres, uniforms, cumulative, chosen, centre)
             for lane in range(LANES):
-                normal = ci[lane]
-                xi[lane] += width[lane] * normal
-                ci[lane] = slope[lane] * normal
+                xi[lane] = centre[lane] + width[lane] * xi[lane]
 
 
 @kernel(draw_signature)
@@ -122,6 +127,7 @@ def _draw_full(key, path, node, scalars, params, x, c, quad, normals, chosen, wi
     """`draw_full`."""
     _, cumulative, means, eigenvalues, axes = full_parts(params)
     count, dim = means.shape
+    wanted = c.shape[0] > 0
     fill_rows(key, path, node * dim, NOISE, quad, -1, ones, normals)
     group = -1
     for j in range(scalars.shape[0]):
@@ -135,27 +141,29 @@ def _draw_full(key, path, node, scalars, params, x, c, quad, normals, chosen, wi
             k = chosen[lane]
             for i in range(dim):
                 x[row + i, lane] = alpha * means[k, i]
-                c[row + i, lane] = 0.0
+                if wanted:
+                    c[row + i, lane] = 0.0
             # In the principal axes of the component.
             for axis in range(dim):
                 offset = widths[k, axis] * normals[row + axis, lane]
                 slope = -sigma / widths[k, axis] * normals[row + axis, lane]
                 for i in range(dim):
                     x[row + i, lane] += axes[k, axis, i] * offset
-                    c[row + i, lane] += axes[k, axis, i] * slope
+                    if wanted:
+                        c[row + i, lane] += axes[k, axis, i] * slope
 
 
 @kernel(draw_signature)
 def draw_cloud(key, path, node, scalars, params, x, c):
     """x_t for a point drawn uniformly from a cloud, and c = -z."""
-    _draw_cloud(key, path, node, scalars, params, x, c, lanes(4), np.ones(c.shape[0]))
+    _draw_cloud(key, path, node, scalars, params, x, c, lanes(4), np.ones(x.shape[0]))
 
 
 @subroutine
 def _draw_cloud(key, path, node, scalars, params, x, c, quad, ones):
     """`draw_cloud`."""
     count, dim, points = cloud_parts(params)
-    fill_rows(key, path, node * dim, NOISE, quad, -1, ones, c)
+    fill_rows(key, path, node * dim, NOISE, quad, -1, ones, x)
     group = -1
     for j in range(scalars.shape[0]):
         alpha, sigma, row = scalars[j, 0], scalars[j, 1], j * dim
@@ -164,14 +172,16 @@ def _draw_cloud(key, path, node, scalars, params, x, c, quad, ones):
         for lane in range(LANES):
             k = min(int(uniforms[lane] * count), count - 1)
             for i in range(dim):
-                x[row + i, lane] = alpha * points[k, i] + sigma * c[row + i, lane]
-                c[row + i, lane] = -c[row + i, lane]
+                normal = x[row + i, lane]
+                x[row + i, lane] = alpha * points[k, i] + sigma * normal
+                if c.shape[0] > 0:
+                    c[row + i, lane] = -normal
 
 
 @kernel(types.void(draw_pointer, words, types.int64, types.int64, types.int64, matrix, vector, matrix, matrix))
 def draws(draw, key, first, last, node, scalars, params, x, c):
     """x_t and c of blocks first ... last - 1 as columns of ``x[m d, n]`` and ``c[m d, n]``, for the nodes of ``scalars``."""
-    block_x, block_c = lanes(x.shape[0]), lanes(x.shape[0])
+    block_x, block_c = lanes(x.shape[0]), lanes(c.shape[0])
     for block in range(first, last):
         draw(key, block * LANES, node, scalars, params, block_x, block_c)
         offset = (block - first) * LANES
@@ -183,7 +193,8 @@ def draws(draw, key, first, last, node, scalars, params, x, c):
 def _gram(draw, field, key, first, last, node, scalars, params, x, c, row, out):
     """The rows of blocks first ... last - 1 at each node into ``out[m, d + blocks * G, LANES]``, block below block.
 
-    G rows for each block: first those that the score field writes beyond the score, then `GRAM`.  The score itself goes to
+    G rows for each block: first those that the score field writes beyond the score, then `GRAM`, and `CONDITIONAL` where
+    ``c`` has rows.  The score itself goes to
     the d rows in front of them, which belong to the block before: blocks are taken from the last to the first, so that its
     rows come later.
     """
@@ -199,57 +210,65 @@ def _gram(draw, field, key, first, last, node, scalars, params, x, c, row, out):
 
 @subroutine
 def _products(field, alpha, sigma, params, x, c, row, table):
-    """b, what the field writes beyond it, and the six inner products of each lane, one below the other."""
-    dim, rest = x.shape[0], table.shape[0] - 6
+    """b, what the field writes beyond it, and the inner products of each lane, one below the other."""
+    dim, rest = x.shape[0], table.shape[0] - (3 if c.shape[0] == 0 else 6)
     # The field writes a x + c s: with c = sigma that is b.
     row[0], row[1], row[2], row[3] = alpha, sigma * sigma, 0.0, sigma
     field(x, row, params, table[:rest])
     divergence = table[dim]
     for lane in range(LANES):
         divergence[lane] *= sigma
-    xx, xc, cc = table[rest], table[rest + 1], table[rest + 2]
-    xb, bb, cb = table[rest + 3], table[rest + 4], table[rest + 5]
+    # x and b with themselves and each other; then c: with x, itself and b.
+    _inner(x, table, dim, table[rest : rest + 3])
+    if c.shape[0] > 0:
+        _inner_conditional(x, c, table, dim, table[rest + 3 :])
+
+
+@inline
+def _inner(x, b, dim, out):
+    """x.x, x.b and b.b."""
+    xx, xb, bb = out[0], out[1], out[2]
     # Two coordinates in the first sweep: half of the loads and stores of the sums.
+    p, q, v, w = x[0], x[min(1, dim - 1)], b[0], b[min(1, dim - 1)]
     if dim > 1:
-        _of_data(x[0], x[1], c[0], c[1], xx, xc, cc)
-        _of_score(x[0], x[1], c[0], c[1], table[0], table[1], xb, bb, cb)
+        for lane in range(LANES):
+            xx[lane] = p[lane] * p[lane] + q[lane] * q[lane]
+            xb[lane] = p[lane] * v[lane] + q[lane] * w[lane]
+            bb[lane] = v[lane] * v[lane] + w[lane] * w[lane]
     else:
-        table[rest:] = 0.0
-    for i in range(2 if dim > 1 else 0, dim):
-        xi, ci, bi = x[i], c[i], table[i]
+        for lane in range(LANES):
+            xx[lane], xb[lane], bb[lane] = p[lane] * p[lane], p[lane] * v[lane], v[lane] * v[lane]
+    for i in range(2, dim):
+        xi, bi = x[i], b[i]
         for lane in range(LANES):
             xx[lane] += xi[lane] * xi[lane]
-            xc[lane] += xi[lane] * ci[lane]
-            cc[lane] += ci[lane] * ci[lane]
-        for lane in range(LANES):
             xb[lane] += xi[lane] * bi[lane]
             bb[lane] += bi[lane] * bi[lane]
+
+
+@inline
+def _inner_conditional(x, c, b, dim, out):
+    """x.c, c.c and c.b."""
+    xc, cc, cb = out[0], out[1], out[2]
+    for lane in range(LANES):
+        xc[lane], cc[lane], cb[lane] = 0.0, 0.0, 0.0
+    for i in range(dim):
+        xi, ci, bi = x[i], c[i], b[i]
+        for lane in range(LANES):
+            xc[lane] += xi[lane] * ci[lane]
+            cc[lane] += ci[lane] * ci[lane]
             cb[lane] += ci[lane] * bi[lane]
 
 
-@inline
-def _of_data(x, y, c, d, xx, xc, cc):
-    """x.x, x.c and c.c of two coordinates."""
-    for lane in range(LANES):
-        xx[lane] = x[lane] * x[lane] + y[lane] * y[lane]
-        xc[lane] = x[lane] * c[lane] + y[lane] * d[lane]
-        cc[lane] = c[lane] * c[lane] + d[lane] * d[lane]
-
-
-@inline
-def _of_score(x, y, c, d, b, s, xb, bb, cb):
-    """x.b, b.b and c.b of two coordinates."""
-    for lane in range(LANES):
-        xb[lane] = x[lane] * b[lane] + y[lane] * s[lane]
-        bb[lane] = b[lane] * b[lane] + s[lane] * s[lane]
-        cb[lane] = c[lane] * b[lane] + d[lane] * s[lane]
-
-
-@kernel(types.void(draw_pointer, field_pointer, words, types.int64, types.int64, types.int64, matrix, vector, tensor))
-def gram(draw, field, key, first, last, node, scalars, params, out):
-    """`_gram`, called from Python."""
+@kernel(
+    types.void(
+        draw_pointer, field_pointer, types.int64, words, types.int64, types.int64, types.int64, matrix, vector, tensor
+    )
+)
+def gram(draw, field, conditional, key, first, last, node, scalars, params, out):
+    """`_gram`, called from Python; with ``conditional`` = 1 the rows of c are among them, with 0 they are not."""
     rows = scalars.shape[0] * int(params[1])
-    x, c = lanes(rows), lanes(rows)
+    x, c = lanes(rows), lanes(conditional * rows)
     _gram(draw, field, key, first, last, node, scalars, params, x, c, np.empty(4), out)
 
 
@@ -263,6 +282,7 @@ def as_rows(found: np.ndarray, dim: int, count: int) -> np.ndarray:
     types.void(
         draw_pointer,
         field_pointer,
+        types.int64,
         adjust_pointer,
         words,
         types.int64,
@@ -284,6 +304,7 @@ def as_rows(found: np.ndarray, dim: int, count: int) -> np.ndarray:
 def integrate(
     draw,
     field,
+    conditional,
     adjust,
     key,
     node,
@@ -309,7 +330,7 @@ def integrate(
     """
     samples, dim = sums.shape[1], int(params[1])
     rows = min(work.shape[0], scalars.shape[0]) * dim
-    x, c, row = lanes(rows), lanes(rows), np.empty(4)
+    x, c, row = lanes(rows), lanes(conditional * rows), np.empty(4)
     for start in range(0, scalars.shape[0], work.shape[0]):
         size = min(work.shape[0], scalars.shape[0] - start)
         here, most = scalars[start : start + size], size * dim

@@ -214,11 +214,11 @@ class LearnedDiffusion:
 
     def products(self, divergence: str | None = None) -> tuple[str, ...]:
         """Names of the rows of `gram`."""
-        names = ("xx", "xc", "cc", "xe", "ee")
+        names = ("xx", "xe", "ee")
         if isinstance(self.data, Density):
-            names += ("xb", "bb", "cb", "eb", "div", "logp", *self.data.component_names)
+            names += ("xb", "bb", "eb", *self.data.conditional_names, "div", "logp", *self.data.component_names)
         else:
-            names += ("ec",)
+            names += ("xc", "cc", "ec")
         return names if divergence is None else (*names, "ediv")
 
     def gram(self, key: Key, node: int, row: Row, samples: int, divergence: str | None = None) -> FloatArray:
@@ -269,18 +269,20 @@ class LearnedDiffusion:
             signs = self._signs(key, node, samples, start) if divergence == "hutchinson" else None
             learned, slope = self.field.with_divergence(x.T, row, signs)
             e = learned.T
-        pairs = [(x, x), (x, c), (c, c), (x, e), (e, e)]
+        pairs = [(x, x), (x, e), (e, e)]
         if isinstance(self.data, Density):
             law, d = self.data.law, self.dim
             scalars = (row.alpha, row.sigma**2, 0.0, row.sigma)
             exact = at_points(law.score, law.params, scalars, x.T, d + 2 + law.component_rows).T
             b = exact[:d]
-            pairs += [(x, b), (b, b), (c, b), (e, b)]
+            pairs += [(x, b), (b, b), (e, b)]
+            if self.data.conditional_names:
+                pairs += [(x, c), (c, c), (c, b)]
             last = len(pairs) + exact.shape[0] - d
             out[len(pairs) : last] = exact[d:]
             out[len(pairs)] *= row.sigma
         else:
-            pairs.append((e, c))
+            pairs += [(x, c), (c, c), (e, c)]
         for target, (one, two) in zip(out, pairs, strict=False):
             np.einsum("dn,dn->n", one, two, out=target)
         if slope is not None:

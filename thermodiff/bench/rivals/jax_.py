@@ -117,7 +117,7 @@ def entropy(problem: Entropy) -> Callable[[], FloatArray]:
     return ready(run, jax.random.key(problem.seed), [jnp.asarray(row) for row in problem.quadrature])
 
 
-def products(x: Any, c: Any, weights: Any, means: Any, variances: Any, alpha: Any, sigma: Any) -> Any:
+def products(x: Any, weights: Any, means: Any, variances: Any, alpha: Any, sigma: Any) -> Any:
     """The rows that `td.account` draws its control variates from, (G, n): see `thermodiff.accounting.moments`."""
     dim, width = x.shape[1], alpha * alpha * variances + sigma * sigma
     gap = alpha * means - x[:, None, :]
@@ -129,8 +129,8 @@ def products(x: Any, c: Any, weights: Any, means: Any, variances: Any, alpha: An
     share = exponentials / total[:, None]
     b = sigma * jnp.einsum("nk,nkd->nd", share / width, gap)
     excess = share * (squares - dim)
-    pairs = [(p * q).sum(axis=1) for p, q in ((x, x), (x, c), (c, c), (x, b), (b, b), (c, b))]
-    divergence = sigma * sigma * (excess / width).sum(axis=1) - pairs[4]
+    pairs = [(p * q).sum(axis=1) for p, q in ((x, x), (x, b), (b, b))]
+    divergence = sigma * sigma * (excess / width).sum(axis=1) - pairs[2]
     density = top + jnp.log(total) - 0.5 * dim * jnp.log(2.0 * jnp.pi)
     components = jnp.stack([share - weights, excess], axis=2).reshape(len(x), -1)
     return jnp.concatenate([jnp.stack([divergence, density]), components.T, jnp.stack(pairs)])
@@ -163,9 +163,7 @@ def entropy_reduced(problem: Entropy) -> Callable[[], FloatArray]:
             j = jax.random.choice(one, weights.size, (problem.samples,), p=weights)
             width = jnp.sqrt(alpha * alpha * variances + sigma * sigma)[j][:, None]
             z = jax.random.normal(two, (problem.samples, means.shape[1]))
-            given = products(
-                alpha * means[j] + width * z, -sigma / width * z, weights, means, variances, alpha, sigma
-            )  # fmt: skip
+            given = products(alpha * means[j] + width * z, weights, means, variances, alpha, sigma)
             table = terms @ given + constants[:, None]
             made = [table[p] * table[q] + table[r] for _, p, q, r in plan.products]
             table = table.at[plan.products[:, 0]].set(jnp.stack(made))

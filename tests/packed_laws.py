@@ -62,6 +62,9 @@ LAWS: dict[str, Packed] = {
     "isotropic, three components, d = 3": isotropic(
         [0.2, 0.5, 0.3], [[-1.0, 0.5, 0.0], [1.0, 0.0, -1.0], [0.2, 2.0, 0.4]], [0.3, 0.9, 0.6]
     ),
+    "isotropic, two components, d = 12": isotropic(
+        [0.3, 0.7], np.random.default_rng(4).normal(0, 1, (2, 12)), [0.4, 0.8]
+    ),
     "full, two components, d = 2": full(
         [0.4, 0.6], [[-2.0, 0.0], [2.0, 1.0]], [[[1.0, 0.6], [0.6, 0.5]], [[0.2, -0.1], [-0.1, 0.9]]]
     ),
@@ -71,4 +74,4 @@ LAWS: dict[str, Packed] = {
     "cloud, 7 points, d = 2": cloud(np.random.default_rng(2).normal(0, 1, (7, 2))),
     "cloud, 65 points, d = 3": cloud(np.random.default_rng(3).normal(0, 1, (65, 3))),
 }  # fmt: skip
-"""The cloud of 65 points takes two whole tiles and a rest of one."""
+"""The cloud of 65 points takes two whole tiles and a rest of one; the law in d = 12 has more coordinates than rows."""

@@ -132,7 +132,7 @@ class Diffusion:
     def gram(
         self, key: npt.NDArray[np.uint32], node: int, row: Row, samples: int, divergence: str | None = None
     ) -> FloatArray:
-        """Inner products of (x, c, b) for the samples of the nodes from ``node`` on, (m, products, samples)."""
+        """The rows of `products` for the samples of the nodes from ``node`` on, (m, products, samples)."""
         law, blocks, count = self.data.law, -(-samples // LANES), len(self.products(divergence))
         out = np.empty((len(row.lam), self.dim + blocks * count, LANES))
         scalars, conditional = np.stack([row.alpha, row.sigma], axis=1), bool(self.data.conditional_names)

@@ -168,14 +168,25 @@ def test_errors_are_as_wide_as_the_scatter_for_separated_narrow_modes() -> None:
         assert 0.75 < found[row] < 1.25, found
 
 
-@pytest.mark.parametrize("data", [LINE, PLANE, TILTED], ids=["line", "plane", "tilted"])
-def test_c_adds_nothing_to_the_rows_of_components(data: td.Density, monkeypatch: pytest.MonkeyPatch) -> None:
+WIDE = td.GaussianMixture(
+    2.0 * np.random.default_rng(5).standard_normal((5, 17)),
+    stds=[0.3, 0.9, 0.5, 0.7, 0.4],
+    weights=[0.1, 0.2, 0.2, 0.2, 0.3],
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "samples"),
+    [(LINE, 4000), (PLANE, 4000), (TILTED, 4000), (WIDE, 400)],
+    ids=["line", "plane", "tilted", "d = 17"],
+)
+def test_c_adds_nothing_to_the_rows_of_components(data: td.Density, samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Given x it is noise: with it the error is no smaller, which is why it is left out."""
     system = Diffusion(data, td.VP())
-    without = [td.account(system, nodes=32, samples=4000, rng=seed).total("total").error for seed in range(4)]
+    without = [td.account(system, nodes=32, samples=samples, rng=seed).total("total").error for seed in range(8)]
     monkeypatch.setattr(type(data), "conditional_names", CONDITIONAL)
     assert set(CONDITIONAL) < set(system.products())
-    with_c = [td.account(system, nodes=32, samples=4000, rng=seed).total("total").error for seed in range(4)]
+    with_c = [td.account(system, nodes=32, samples=samples, rng=seed).total("total").error for seed in range(8)]
     assert np.mean(with_c) > 0.97 * np.mean(without)
 
 

@@ -25,17 +25,17 @@ def sample(n: int, seed: int = 0, learned: bool = False) -> tuple[Table, Scalars
     b = SIGMA * exact.score[:, 0]
     gram = {
         "xx": x * x, "xc": x * c, "cc": c * c, "xb": x * b, "bb": b * b, "cb": c * b,
-        "div": SIGMA**2 * exact.divergence, "logp": exact.log_prob, "zero": (exact.responsibilities - weights).T,
+        "div": SIGMA**2 * exact.divergence, "logp": exact.log_prob, "share": (exact.responsibilities - weights).T,
     }  # fmt: skip
     if learned:
         e = 0.9 * b + 0.05 * x
         gram |= {"xe": x * e, "ee": e * e, "eb": e * b, "ediv": 0.9 * gram["div"] + 0.05 * SIGMA}
     moment = ALPHA**2 * BIM1.second_moment + SIGMA**2
-    zero = gram.pop("zero")
-    names = (*gram, *("zero" for _ in zero))
+    shares = gram.pop("share")
+    names = (*gram, *("share" for _ in shares))
     one = np.ones(1)
     scalars = Scalars(SIGMA * one, Q * one, 1, moment * one, float(weights @ (SIGMA**2 / variance)) * one)
-    return (names, np.vstack([*gram.values(), *zero])), scalars
+    return (names, np.vstack([*gram.values(), *shares])), scalars
 
 
 def only(table: Table, *kept: str) -> Table:
@@ -122,6 +122,18 @@ def test_controls_have_mean_zero() -> None:
         assert abs(control.mean()) < 4.0 * control.std() / np.sqrt(control.size), k
 
 
+def test_the_shares_of_components_come_before_what_they_make_superfluous() -> None:
+    """Few samples take the first controls only; after Stein's first the shares stand for |c|^2 (decision 3)."""
+    table, scalars = sample(100)
+    found = controls(table[0], scalars)
+    stein = [k for k, row in enumerate(found) if set(row.terms) == {"bb", "div"}]
+    shares = [k for k, row in enumerate(found) if any(isinstance(name, int) for name in row.terms)]
+    products = [k for k, row in enumerate(found) if row.product is not None]
+    assert len(stein) == 1
+    assert shares == [stein[0] + 1, stein[0] + 2]
+    assert products[0] == shares[-1] + 1
+
+
 def test_fewer_controls_where_less_is_known() -> None:
     table, scalars = sample(100)
     plain, unknown = only(table, "xx", "xc", "cc"), scalars._replace(mean_xx=None)
@@ -132,8 +144,8 @@ def test_fewer_controls_where_less_is_known() -> None:
 
 def test_components_called_rare_are_no_controls() -> None:
     (names, _), scalars = sample(100)
-    fewer = tuple("rare" if name == "zero" else name for name in names)
-    assert len(controls(fewer, scalars)) == len(controls(names, scalars)) - names.count("zero")
+    fewer = tuple("rare" if name == "share" else name for name in names)
+    assert len(controls(fewer, scalars)) == len(controls(names, scalars)) - names.count("share")
 
 
 def test_the_reduced_error_is_smaller() -> None:

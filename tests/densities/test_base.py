@@ -125,5 +125,5 @@ def test_c_serves_where_there_are_no_rows_of_components() -> None:
 def test_rare_components_get_no_control_variates() -> None:
     law = GaussianMixture([[0.0], [1.0], [2.0]], stds=0.5, weights=[0.6, 0.395, 0.005])
     assert law.law.component_rows == 6
-    assert law.component_names == ("zero", "zero", "zero", "zero", "rare", "rare")
+    assert law.component_names == ("share", "square", "share", "square", "rare", "rare")
     assert Gaussian([0.0], std=1.0).component_names == ()

@@ -171,6 +171,7 @@ def account(
     means, errors = np.empty((nodes, len(plan.values))), np.empty((nodes, len(plan.values)))
     with reporting(progress, "account") as report:
         found = in_order(partial(_task, tasks, measure, known), len(tasks) + 1, executor, concurrent=source.concurrent)
+        # In this order: zip looks for the next of the first before it takes one of the second, and one is left there.
         for here, (values, *statistics) in zip(tasks, found, strict=False):
             means[here], errors[here] = statistics
             sums += values

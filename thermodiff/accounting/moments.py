@@ -8,7 +8,7 @@ dimensionless vectors
 every rate per unit of lam is linear in inner products of (x, b, e), named "xx", "xb", "bb", "xe", "ee", "eb"; "div" and
 "ediv" are sigma div b and sigma div e.  A third vector c, the dimensionless score of x given what it was drawn from (a
 component of a mixture; for a data point c = -z), satisfies E[c | x] = b and carries control variates, as do "logp" (log
-p_t) and the rows called "zero", whose means vanish.
+p_t) and, for components of a mixture, the rows called "share" and "square", whose means vanish.
 
 A source hands over the products under these names.  This module says what to make of them, as coefficients; the arithmetic
 on samples is `thermodiff.kernels.controls.adjust`, one for both paths.
@@ -105,7 +105,8 @@ def controls(names: tuple[str, ...], s: Scalars) -> list[Row]:
 
     |c|^2 - E|c|^2 and x.c + sigma d where there is c (E x.s = -d for every score); |x|^2 - E|x|^2 where it is known.  With
     an exact score also x.b + sigma d, b.(c - b) since E[c | x] = b, and Stein's identity E[div g + g.s] = 0 for the vector
-    fields g = s, s log p, s |x|^2, x log p and x |x|^2; last, what is known of each component.
+    fields g = s, s log p, s |x|^2, x log p and x |x|^2, with the shares of the components after the first, which together
+    stand for |c|^2; last, the squares of the components.
     """
     shift, size = s.sigma * s.dim, s.mean_cc
     result: list[Row] = []
@@ -121,10 +122,13 @@ def controls(names: tuple[str, ...], s: Scalars) -> list[Row]:
         result.append(Row({"xb": 1.0}, shift, shift))
     if "cb" in names:
         result.append(Row({"cb": 1.0, "bb": -1.0}, 0.0, size))
-    if "logp" in names and s.mean_xx is not None:
-        result += _stein(s, s.mean_xx)
-    result += [Row({column: 1.0}) for column, name in enumerate(names) if name == "zero"]
-    return result
+    stein = _stein(s, s.mean_xx) if "logp" in names and s.mean_xx is not None else []
+    return [*result, *stein[:1], *_named(names, "share"), *stein[1:], *_named(names, "square")]
+
+
+def _named(names: tuple[str, ...], kind: str) -> list[Row]:
+    """The products of that name, as they are."""
+    return [Row({column: 1.0}) for column, name in enumerate(names) if name == kind]
 
 
 def _stein(s: Scalars, mean_xx: FloatArray) -> list[Row]:

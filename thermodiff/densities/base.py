@@ -114,16 +114,17 @@ class Density(ABC):
 
     @property
     def component_names(self) -> tuple[str, ...]:
-        """What the component rows of the score are to an account: "zero", or "rare" where none could be fitted to them."""
-        names = ("zero" if weight >= RARE else "rare" for weight in self.parts().weights for _ in range(2))
-        return tuple(names)[: self.law.component_rows]
+        """The component rows of the score: "share" and "square" of each, or "rare" where none could be fitted to them."""
+        pairs = (("share", "square") if weight >= RARE else ("rare", "rare") for weight in self.parts().weights)
+        return tuple(name for pair in pairs for name in pair)[: self.law.component_rows]
 
     @property
     def conditional_names(self) -> tuple[str, ...]:
         """The inner products with c, the score given the component that x was drawn from, of which an account has use.
 
         None where there are component rows: E[c | x] = b, and E[|c|^2 | x] is |b|^2 + sigma div b and multiples of the
-        responsibilities, so that c adds nothing but noise to them (decision 3).
+        responsibilities, so that c adds nothing but noise to them.  (Of rare components it would say more, by few draws:
+        decision 3.)
         """
         return () if self.law.component_rows else CONDITIONAL
 

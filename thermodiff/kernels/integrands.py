@@ -27,7 +27,7 @@ draw_signature = types.void(words, types.int64, types.int64, matrix, vector, mat
 """``draw(key, path, node, scalars[m, 2], params, x[m d, LANES], c[m d, LANES])`` for LANES paths from ``path`` on.
 
 Rows j d ... j d + d - 1 belong to node + j, whose (alpha, sigma) is ``scalars[j]``.  Consecutive nodes share counters: it
-is cheaper to draw four of them at once.  ``c`` may be without rows: then it is not wanted.
+is cheaper to draw some of them at once.  ``c`` may be without rows: then it is not wanted.
 """
 
 draw_pointer = types.FunctionType(draw_signature)

@@ -222,7 +222,7 @@ class LearnedDiffusion:
         return names if divergence is None else (*names, "ediv")
 
     def gram(self, key: Key, node: int, row: Row, samples: int, divergence: str | None = None) -> FloatArray:
-        """Inner products of (x, c, b, b_theta) for the samples of the nodes from ``node`` on, (m, products, samples)."""
+        """The rows of `products` for the samples of the nodes from ``node`` on, (m, products, samples)."""
         out = np.empty((len(row.lam), len(self.products(divergence)), samples))
         for j in range(len(row.lam)):
             self._node(key, node + j, Row(*(float(entry[j]) for entry in row)), divergence, out[j])

@@ -90,7 +90,7 @@ def test_parameters_become_an_array(params, expected) -> None:
     ("params", "error", "message"),
     [
         ((1.0,), ValueError, "swirl takes 2 parameters (kappa, omega), got 1."),
-        ((), ValueError, "swirl takes 2 parameters (kappa, omega), got 0."),
+        ((), ValueError, "swirl takes 2 parameters (kappa, omega), got 0.  They follow the point and the time"),
         ((1.0, 2.0, 3.0), ValueError, "swirl takes 2 parameters (kappa, omega), got 3."),
         ((1.0, "a"), TypeError, "params[1] must be a number, got 'a'."),
         ((1.0, True), TypeError, "params[1] must be a number, got True."),

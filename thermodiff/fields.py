@@ -97,7 +97,10 @@ class Field:
         numbers = [finite_number(f"params[{j}]", value) for j, value in enumerate(given)]
         if len(numbers) != len(self.parameters):
             need = ", ".join(self.parameters) or "none"
-            raise ValueError(f"{self.__name__} takes {len(self.parameters)} parameters ({need}), got {len(numbers)}.")
+            raise ValueError(
+                f"{self.__name__} takes {len(self.parameters)} parameters ({need}), got {len(numbers)}.  They follow the "
+                "point and the time, its first two arguments."
+            )
         return np.array(numbers)
 
     def _in_order(self, named: Mapping[str, float]) -> list[Any]:

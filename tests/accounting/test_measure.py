@@ -175,6 +175,15 @@ WIDE = td.GaussianMixture(
 )
 
 
+@pytest.mark.parametrize("data", [td.paper_mixture(3), WIDE], ids=["d = 3", "d = 17"])
+def test_errors_are_as_wide_as_the_scatter_where_few_samples_take_some_of_the_controls(data: td.Density) -> None:
+    system = Diffusion(data, td.VP())
+    truth = td.account(system, samples=100_000, rng=1000).total("total")
+    found = [td.account(system, nodes=32, samples=400, rng=seed).total("total") for seed in range(60)]
+    z = [(one.value - truth.value) / np.hypot(one.error, truth.error) for one in found]
+    assert 0.75 < np.sqrt(np.mean(np.square(z))) < 1.25
+
+
 @pytest.mark.parametrize(
     ("data", "samples"),
     [(LINE, 4000), (PLANE, 4000), (TILTED, 4000), (WIDE, 400)],

@@ -1,5 +1,6 @@
 """`thermodiff experiment`."""
 
+import itertools
 import json
 
 import pytest
@@ -37,6 +38,30 @@ def options(out, **changed) -> dict:
         "quiet": False,
     }
     return {**given, **changed}
+
+
+@pytest.mark.parametrize("ours", [(50, 1600), (1280, 51_200)], ids=["small network", "plain network"])
+def test_steps_can_be_read_off_the_axis(done, monkeypatch, ours) -> None:
+    """Labels of the ticks do not overlap, be it over two decades or three."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    seen = []
+
+    def savefig(figure, *arguments, **options) -> None:
+        FigureCanvasAgg(figure).draw()
+        for axes in figure.axes:
+            ticks = [*axes.xaxis.get_major_ticks(), *axes.xaxis.get_minor_ticks()]
+            boxes = [tick.label1.get_window_extent() for tick in ticks if tick.label1.get_text()]
+            low, high = axes.get_window_extent().intervalx
+            seen.append(sorted((box.x0, box.x1) for box in boxes if low <= 0.5 * (box.x0 + box.x1) <= high))
+
+    point = experiment.run_transport(**options(done, quiet=True))[0]
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    experiment._figure([point._replace(steps=steps) for steps in ours])
+    assert len(seen) == 1
+    assert len(seen[0]) >= 3
+    assert all(left[1] < right[0] for left, right in itertools.pairwise(seen[0]))
 
 
 def test_a_finished_experiment_is_shown_and_written(done, capsys) -> None:

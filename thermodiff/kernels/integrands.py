@@ -194,9 +194,8 @@ def _gram(draw, field, key, first, last, node, scalars, params, x, c, row, out):
     """The rows of blocks first ... last - 1 at each node into ``out[m, d + blocks * G, LANES]``, block below block.
 
     G rows for each block: first those that the score field writes beyond the score, then `GRAM`, and `CONDITIONAL` where
-    ``c`` has rows.  The score itself goes to
-    the d rows in front of them, which belong to the block before: blocks are taken from the last to the first, so that its
-    rows come later.
+    ``c`` has rows.  The score itself goes to the d rows in front of them, which belong to the block before: blocks are
+    taken from the last to the first, so that its rows come later.
     """
     nodes, dim = scalars.shape[0], int(params[1])
     count = (out.shape[1] - dim) // (last - first)

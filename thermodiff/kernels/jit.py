@@ -87,7 +87,7 @@ def subroutine(function: Any) -> Any:
 def lanes(rows):
     """Memory of a kernel for rows of a block, (rows, LANES), not initialised.
 
-    It begins with a cache line: a vector that lies across two of them takes twice the time.
+    It begins with a cache line, so that no vector lies across two of them (decision 5).
     """
     memory = np.empty(rows * LANES + CACHE_LINE)
     first = -memory.ctypes.data % (8 * CACHE_LINE) // 8

@@ -324,3 +324,20 @@ def test_a_worker_whose_module_has_other_numbers_says_so(tmp_path, monkeypatch) 
         with pytest.raises(ValueError, match="pulled takes other numbers from around it in a worker than here: a constant"):
             td.simulate(process, executor=pool, **given)
     assert not np.array_equal(td.simulate(process, **given).final, here)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 12])
+def test_a_stop_condition_carries_its_gradient(dim: int) -> None:
+    """Minus the force of the same function as a potential."""
+
+    def wavy(x, t, k):
+        total = t
+        for v in x:
+            total += np.sin(k * v) * v
+        return total
+
+    x = np.random.default_rng(dim).standard_normal((300, dim))
+    found = td.stop_condition(wavy).at(x, 0.7, (1.3,))
+    assert found.shape == (300, 1 + dim)
+    np.testing.assert_allclose(found[:, 0], 0.7 + (np.sin(1.3 * x) * x).sum(axis=1), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found[:, 1:], -td.potential(wavy).at(x, 0.7, (1.3,)), rtol=1e-12, atol=1e-14)

@@ -16,8 +16,8 @@ _HOME = {
     "Diffusion": "diffusion", "oracle": "diffusion",
     "account": "accounting", "compare": "accounting", "Comparison": "accounting",
     "Estimate": "accounting", "Ledger": "accounting",
-    "drift": "fields", "potential": "fields", "diffusivity": "fields", "Langevin": "processes",
-    "Linear": "processes",
+    "drift": "fields", "potential": "fields", "diffusivity": "fields", "stop_condition": "fields",
+    "Langevin": "processes", "Linear": "processes",
     "simulate": "integrate.simulate", "Moments": "integrate.reducers", "Histogram": "integrate.reducers",
     "first_passage": "integrate.passage", "Passage": "integrate.passage",
     "reverse": "integrate.solve", "probability_flow": "integrate.solve", "log_prob": "integrate.likelihood",
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from thermodiff.fields import diffusivity as diffusivity
     from thermodiff.fields import drift as drift
     from thermodiff.fields import potential as potential
+    from thermodiff.fields import stop_condition as stop_condition
     from thermodiff.integrate.likelihood import log_prob as log_prob
     from thermodiff.integrate.passage import Passage as Passage
     from thermodiff.integrate.passage import first_passage as first_passage

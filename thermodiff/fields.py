@@ -144,7 +144,7 @@ class Field:
         from thermodiff.kernels.user import UserFunctionError
 
         def compiled(x: FloatArray, t: float) -> FloatArray:
-            return at_points(made, params, (t, 0.0, 0.0, 0.0), x[None], self._rows(dim))[0, :dim]
+            return at_points(made, params, (t, 0.0, 0.0, 0.0), x[None], self._rows(dim))[0, : self._own_rows(dim)]
 
         check = slope_disagreement if self.kind == "gradient" else disagreement
         found = check(lambda x, t: self._plainly(x, t, params), compiled, dim)
@@ -170,6 +170,10 @@ class Field:
         return at_points(kernel, numbers, (finite_number("t", t), 0.0, 0.0, 0.0), x, self._rows(x.shape[1]))
 
     def _rows(self, dim: int) -> int:
+        return dim
+
+    def _own_rows(self, dim: int) -> int:
+        """Rows that the function itself gives; derivatives follow."""
         return dim
 
     def _try_out(self, dim: int, params: FloatArray) -> None:
@@ -346,6 +350,21 @@ class Diffusivity(Field):
         return 2 * dim
 
 
+class StopCondition(Field):
+    """g(x, t, ...) -> one number, zero where paths stop; as a field it carries its gradient too, exactly."""
+
+    kind = "level"
+    gives = "one number, which is zero where paths stop"
+
+    _check_result = Potential._check_result
+
+    def _rows(self, dim: int) -> int:
+        return 1 + dim
+
+    def _own_rows(self, dim: int) -> int:
+        return 1
+
+
 def drift(function: Callable[..., Any] | None = None, *, fills: bool = False) -> Any:
     """Make a drift of a plain scalar function ``f(x, t, *params)`` that returns a tuple of d numbers.
 
@@ -373,6 +392,11 @@ def potential(function: Callable[..., Any]) -> Potential:
 def diffusivity(function: Callable[..., Any]) -> Diffusivity:
     """Make a state-dependent diagonal diffusivity of a function ``D(x, t, *params)`` that returns (D_0, ..., D_{d-1})."""
     return Diffusivity(function)
+
+
+def stop_condition(function: Callable[..., Any]) -> StopCondition:
+    """Make a stop condition of a scalar function ``g(x, t, *params)``: `first_passage` ends a path where g passes zero."""
+    return StopCondition(function)
 
 
 MOST_COORDINATES = 64

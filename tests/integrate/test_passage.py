@@ -129,7 +129,7 @@ def test_same_bits_for_any_executor_and_chunk(dt: float, low: float) -> None:
             again = first_passage(process, x0, t_max=3.0, dt=dt, low=low, high=1.0, rng=5, executor=executor, chunk=chunk)
         np.testing.assert_array_equal(again.times, whole.times)
         np.testing.assert_array_equal(again.states, whole.states)
-    assert repr(whole) == f"Passage({np.count_nonzero(whole.sides)} of 3000 paths touched a level)"
+    assert repr(whole) == f"Passage({np.count_nonzero(whole.sides)} of 3000 paths stopped)"
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -16,9 +15,11 @@ import numpy.typing as npt
 from thermodiff._check import DivergenceError, above, choice, count, finite_number, points, seed_words
 from thermodiff._progress import Progress, Report, reporting
 from thermodiff._tasks import in_order, pause
+from thermodiff.fields import StopCondition
 from thermodiff.integrate.boundaries import require_inside, warn_of_oblique_mirrors
 from thermodiff.integrate.run import BREATH, CALL, STRETCH
 from thermodiff.integrate.stability import MOST_PATHS, MOST_TIMES, sampled, warn_if_too_large
+from thermodiff.integrate.stops import Levels, Surface
 from thermodiff.kernels import langevin
 from thermodiff.kernels.jit import LANES
 from thermodiff.kernels.passage import passage
@@ -31,8 +32,6 @@ Seen = list[tuple[float, float, FloatArray]]
 
 MOST_LEVELS = 2**24
 """Values of a D(t), one for each step."""
-CLOSEST = 1e-150
-"""Least distance of the levels."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,11 +41,11 @@ class Passage:
     Attributes
     ----------
     times : (n,) array
-        Time of the first touch; inf for paths that had not touched a level by ``t_max``, nan for lost ones.
+        Time of the first touch; inf for paths that had touched nothing by ``t_max``, nan for lost ones.
     sides : (n,) array of int
-        +1 where the upper level was touched, -1 the lower, 0 neither.
+        +1 where the upper level was touched, -1 the lower, 0 neither; of a stop condition, whether it grew or fell to zero.
     states : (n, d) array
-        State when the path stopped; the other coordinates are those at the end of the step of the touch.
+        State when the path stopped, drawn from the bridge as its time is; else at ``t_max``.
     key : tuple of int
         The random key.
     diverged : (n,) array of bool, optional
@@ -61,7 +60,7 @@ class Passage:
 
     def __repr__(self) -> str:
         done = int(np.count_nonzero(self.sides))
-        return f"Passage({done} of {self.sides.size} paths touched a level)"
+        return f"Passage({done} of {self.sides.size} paths stopped)"
 
 
 def first_passage(
@@ -73,6 +72,8 @@ def first_passage(
     low: float = -np.inf,
     high: float = np.inf,
     coordinate: int = 0,
+    stop: StopCondition | None = None,
+    stop_params: Sequence[float] | Mapping[str, float] = (),
     t0: float = 0.0,
     rng: Any = None,
     on_divergence: Literal["raise", "mark"] = "raise",
@@ -80,7 +81,7 @@ def first_passage(
     chunk: int | None = None,
     progress: Progress = None,
 ) -> Passage:
-    """Run each path until one coordinate first touches a level.
+    """Run each path until one coordinate first touches a level, or a function of the state passes through zero.
 
     Steps are Euler's; touches of either level between the ends of a step are drawn exactly from the Brownian bridge, with
     their time, so that for constant drift and D there is no error of the step at all, however long the step and however
@@ -90,11 +91,15 @@ def first_passage(
     reached from both sides, and two levels are the ends of the arc from ``low`` up to ``high`` on which the paths start,
     through the seam where ``high`` is the lower number.
 
+    With ``stop``, the function of state and time is followed instead, as if it were a coordinate, with the variance that
+    noise gives it by its gradient at both ends of the step.  That is exact for a plane, also one that moves, and of first
+    order in ``dt`` for a curved surface; the error is small where the function grows as the distance from the surface does.
+
     Parameters
     ----------
     process : Langevin or Linear
     x0 : (n, d) array
-        First states, strictly between the levels.
+        First states, strictly between the levels; on either side of a surface.
     t_max, dt : float
         When to give up, and the longest step.
     low, high : float
@@ -102,6 +107,10 @@ def first_passage(
     coordinate : int
         Which coordinate is watched.  Where it has no noise, as a position in underdamped dynamics, a straight line joins
         the ends of a step.
+    stop, stop_params : StopCondition, sequence of float or mapping
+        In place of levels: a function made by `thermodiff.stop_condition`, and its parameters.  A path ends where it first
+        has the other sign than at its start.  It needs finite values on both sides, and where its gradient is zero on the
+        surface nothing is known of what happens within a step.
     t0 : float
         Time at the start.
     on_divergence : {"raise", "mark"}
@@ -121,136 +130,51 @@ def first_passage(
     if not isinstance(process, Langevin):
         raise TypeError(f"first_passage: it needs a Langevin process, got {type(process).__name__}.")
     x0 = points("x0", x0, process.dim)
-    coordinate = count("coordinate", coordinate, 0)
-    if coordinate >= process.dim:
-        raise ValueError(f"coordinate must be below dim = {process.dim}, got {coordinate}.")
     choice("on_divergence", on_divergence, ("raise", "mark"))
-    levels = Levels.of(low, high, process.walls[coordinate])
+    ends = _ends(process, low, high, coordinate, stop, stop_params)
     require_inside(process, x0)
-    x0 = levels.carried(x0, coordinate)
     t0, t_max = finite_number("t0", t0), finite_number("t_max", t_max)
     steps, key = _steps(t0, t_max, dt, process.dim), seed_words(rng)
+    x0 = ends.carried(x0, t0)
     h = (t_max - t0) / steps
     mix = process.mix(_middles(t0, h, steps) if callable(process.diffusivity) else np.array([t0]))
     warn_of_oblique_mirrors(process, mix[0], stacklevel=2)
-    run = _Run(process, mix, key, t0, h, 0, steps, _stops(process, steps), coordinate, levels)
+    run = _Run(process, mix, key, t0, h, 0, steps, _stops(process, steps), ends)
     some = sampled(len(x0), MOST_PATHS)
     how_long: dict[str, Any] = {"rule": "passage", "duration": t_max - t0}
-    warned = warn_if_too_large(process, [(t0, h, levels.ringed(x0[some], coordinate))], **how_long, stacklevel=2)
+    warned = warn_if_too_large(process, [(t0, h, ends.ringed(x0[some]))], **how_long, stacklevel=2)
     size = (blocks_per_task(len(x0), steps * process.dim) if chunk is None else count("chunk", chunk)) * LANES
     with reporting(progress, "first_passage") as report:
         paths, seen = _all(run, x0, size, executor, report)
     times, states = paths.times, paths.states
-    sides, states[:, coordinate] = levels.touched(paths.sides, states[:, coordinate])
+    sides = ends.touched(paths.sides, states)
     lost: npt.NDArray[np.bool_] = np.logical_not(np.isfinite(states).all(axis=1))
     if lost.any() and on_divergence == "raise":
+        other = "" if stop is None else ", or stop has no finite value where they went"
         raise DivergenceError(
-            f'{lost.sum()} of {len(x0)} paths left the finite numbers; use a smaller dt, or on_divergence="mark" to go on '
-            "without them."
+            f"{lost.sum()} of {len(x0)} paths left the finite numbers{other}; use a smaller dt, or "
+            'on_divergence="mark" to go on without them.'
         )
     times[lost], sides[lost] = np.nan, 0
     if not warned:
         end = float(np.clip(np.nanmedian(times[some]), t0, t_max)) if not lost[some].all() else t_max
-        on_way = [(t, h, levels.ringed(x, coordinate)) for t, h, x in seen]
+        on_way = [(t, h, ends.ringed(x)) for t, h, x in seen]
         warn_if_too_large(process, [*on_way, (end, h, states[some])], **how_long, stacklevel=2)
     return Passage(times, sides, states, (int(key[0]), int(key[1])), lost if on_divergence == "mark" else None)
 
 
-@dataclass(frozen=True)
-class Levels:
-    """What ends a path: ``low`` and ``high`` on the line on which the watched coordinate moves.
-
-    Beyond a mirror lies the image of the one level there is, and on a ring its next turn: touching either is touching it.
-    """
-
-    low: float
-    high: float
-    only: float | None
-    """The single level that both stand for; None for two levels."""
-    side: int
-    """What touching it is called: its own side beyond a mirror; 0 on a ring, where either side is told apart."""
-    wall: FloatArray
-    """(kind, low, high) of the mirror, or of the ring; zeros for none."""
-
-    @classmethod
-    def of(cls, low: Any, high: Any, wall: FloatArray) -> Levels:
-        kind, bottom, top = int(wall[0]), float(wall[1]), float(wall[2])
-        low, high = _levels(low, high, around=kind == langevin.PERIODIC)
-        free = np.zeros(3)
-        if kind == langevin.FREE:
-            return cls(low, high, None, 0, free)
-        for name, value in (("low", low), ("high", high)):
-            if np.isfinite(value) and not bottom <= value <= top:
-                raise ValueError(f"{name} = {value:g} lies outside the walls, {bottom:g} and {top:g}; no path gets there.")
-        both = np.isfinite(low) and np.isfinite(high)
-        if kind == langevin.PERIODIC:
-            if both:
-                # The arc from low up to high, through the seam where high is below.
-                return cls(low, high if low < high else high + top - bottom, None, 0, wall)
-            only, length = (high, top - bottom) if np.isinf(low) else (low, top - bottom)
-            return cls(only - length, only, only, 0, wall) if np.isinf(low) else cls(only, only + length, only, 0, wall)
-        if both:
-            return cls(low, high, None, 0, free)
-        if np.isinf(low):
-            mirror = np.array([langevin.REFLECTING, bottom, np.inf])
-            return cls(2.0 * bottom - high, high, high, 1, mirror if np.isfinite(bottom) else free)
-        mirror = np.array([langevin.REFLECTING, -np.inf, top])
-        return cls(low, 2.0 * top - low, low, -1, mirror if np.isfinite(top) else free)
-
-    @property
-    def ring(self) -> bool:
-        return int(self.wall[0]) == langevin.PERIODIC
-
-    def carried(self, x0: FloatArray, coordinate: int) -> FloatArray:
-        """The starts, on a ring by whole turns to between the levels.
-
-        Raises
-        ------
-        ValueError
-            If they are not strictly between them.
-        """
-        x0 = x0.copy()
-        if self.ring:
-            length = self.wall[2] - self.wall[1]
-            x0[:, coordinate] -= length * np.floor((x0[:, coordinate] - self.low) / length)
-        x = x0[:, coordinate]
-        outside = int(np.count_nonzero((x <= self.low) | (x >= self.high)))
-        if outside:
-            through = ", or give low above high for the arc through the seam" if self.ring and self.only is None else ""
-            raise ValueError(
-                f"{outside} of {len(x0)} paths start at or beyond a level; start them strictly between{through}."
-            )
-        return x0
-
-    def ringed(self, x: FloatArray, coordinate: int) -> FloatArray:
-        """States with the watched coordinate back in the interval of its ring."""
-        if not self.ring:
-            return x
-        x, length = x.copy(), self.wall[2] - self.wall[1]
-        x[:, coordinate] -= length * np.floor((x[:, coordinate] - self.wall[1]) / length)
-        return x
-
-    def touched(self, sides: npt.NDArray[np.int64], x: FloatArray) -> tuple[npt.NDArray[np.int64], FloatArray]:
-        """Sides as they are told, and the watched coordinate, at its level where one was touched."""
-        level = np.where(sides > 0, self.high, self.low) if self.only is None else self.only
-        if self.ring:
-            level = np.where(level > self.wall[2], level - (self.wall[2] - self.wall[1]), level)
-        told = sides if self.side == 0 else np.abs(sides) * self.side
-        return told, np.where(sides != 0, level, self.ringed(x[:, None], 0)[:, 0])
-
-
-def _levels(low: Any, high: Any, *, around: bool) -> tuple[float, float]:
-    """The levels as numbers; infinite where there is none.  ``around`` a ring the upper one may be below the other."""
-    low, high = (
-        float(value) if isinstance(value, Real) and value in (-np.inf, np.inf) else finite_number(name, value)
-        for name, value in (("low", low), ("high", high))
-    )
-    ordered = low < high or (around and low != high and np.isfinite(low) and np.isfinite(high))
-    if not ordered or (np.isinf(low) and np.isinf(high)):
-        raise ValueError(f"low and high must leave an interval with at least one end, got ({low:g}, {high:g}).")
-    if abs(high - low) < CLOSEST:
-        raise ValueError(f"low and high are {high - low:g} apart, which float64 cannot square; choose larger units.")
-    return low, high
+def _ends(process: Langevin, low: Any, high: Any, coordinate: Any, stop: Any, stop_params: Any) -> Levels | Surface:
+    """What ends a path."""
+    if stop is None:
+        if np.size(np.asarray(stop_params, dtype=object)):
+            raise ValueError(f"stop_params belong to stop=, which is missing; got {stop_params!r:.60}.")
+        coordinate = count("coordinate", coordinate, 0)
+        if coordinate >= process.dim:
+            raise ValueError(f"coordinate must be below dim = {process.dim}, got {coordinate}.")
+        return Levels.of(coordinate, low, high, process.walls[coordinate])
+    if (low, high, coordinate) != (-np.inf, np.inf, 0):
+        raise ValueError("give stop=, or low, high and coordinate, not both; a level can be part of the stop condition.")
+    return Surface.of(stop, stop_params, process.walls)
 
 
 def _steps(t0: float, t_max: float, dt: Any, dim: int) -> int:
@@ -358,8 +282,7 @@ class _Run:
     """Number of the first step."""
     steps: int
     stops: npt.NDArray[np.int64]
-    coordinate: int
-    levels: Levels
+    ends: Levels | Surface
 
     def stretches(self) -> list[_Run]:
         """The run in pieces of time of some seconds for one block."""
@@ -398,21 +321,15 @@ class _Run:
         self, block: int, states: FloatArray, times: FloatArray, sides: npt.NDArray[np.int64], alive: FloatArray
     ) -> Callable[[int, int], None]:
         """What takes these blocks through ``steps`` steps from number ``begin`` on."""
-        made, levels = self.process.compiled(), self.levels
+        made = self.process.compiled()
         last, kind = block + times.size // LANES, langevin.STATE if self.process.state_dependent else langevin.ADDITIVE
-        # Far beyond any path, where there is no level.
-        low, high = max(levels.low, -1e150), min(levels.high, 1e150)
-        walls, ring = made.walls.copy(), np.zeros((0, 3))
-        walls[self.coordinate] = 0.0 if levels.ring else levels.wall
-        if levels.ring:
-            ring = np.zeros_like(made.walls)
-            ring[self.coordinate] = levels.wall
+        watched = self.ends.watched(made)
 
         def march(begin: int, steps: int) -> None:
             mix = self.mix[begin - self.begin :][:steps] if len(self.mix) > 1 else self.mix
             passage(
                 made.field, made.params, made.noise, made.noise_params, kind, mix, made.twist, self.key, block, last,
-                self.t0, self.h, begin, steps, self.coordinate, low, high, walls, ring, states, times, sides, alive,
+                self.t0, self.h, begin, steps, *watched, states, times, sides, alive,
             )  # fmt: skip
 
         return march

@@ -23,8 +23,9 @@ from numba import types
 from thermodiff.kernels.elementary import _held, from_bits, to_bits
 from thermodiff.kernels.jit import LANES, inline, kernel, lanes, matrix, subroutine, words
 
-COMPONENT, START, NOISE, PATH, PROBE, TRAINING, BRIDGE = range(7)
-"""Purposes: the component of a mixture, x_0, the noise z of the transition kernel, path noise, probes, training, bridges."""
+COMPONENT, START, NOISE, PATH, PROBE, TRAINING, BRIDGE, PLACE = range(8)
+"""Purposes: the component of a mixture, x_0, the noise z of the transition kernel, path noise, probes, training, the touch
+of a bridge, and where the path is then."""
 
 _UNIT = 1.0 / 4294967296.0
 _LOW = np.uint64(0xFFFFFFFF)

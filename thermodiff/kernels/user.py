@@ -108,8 +108,9 @@ def lane_field(function: Callable[..., Any], dim: int, parameters: int, kind: st
     """Compile a field; raises `UserFunctionError`.
 
     ``kind``: "values" (the function returns the d values), "filled" (it fills its third argument), "gradient" (it returns
-    a number, and the field is minus its gradient), "energy" (it returns a number, the first row of the field) or "spread"
-    (it returns d values D_i, and the field holds them and then dD_i/dx_i).
+    a number, and the field is minus its gradient), "energy" (it returns a number, the first row of the field), "level" (it
+    returns a number, and the field holds that and then its gradient) or "spread" (it returns d values D_i, and the field
+    holds them and then dD_i/dx_i).
     """
     replaced = functions.PLAIN if kind in ("values", "filled") else functions.REPLACED
     compiled = _compiled(function, replaced, inlined=kind != "filled", outer=(), builtin={"tuple": points.tuple_of(dim)})
@@ -184,7 +185,7 @@ def _guarded(scope: dict[str, Any], dim: int, parameters: int, kind: str) -> Any
     Around its call alone: within ``try`` Numba cuts the code after every operation, and a point of 20 duals, made there,
     took it ten times as long as all else.
     """
-    nan = "dual(np.nan, np.nan)" if kind in ("gradient", "spread") else "np.nan"
+    nan = "dual(np.nan, np.nan)" if kind in ("gradient", "level", "spread") else "np.nan"
     if kind in ("values", "spread"):
         nan = f"repeated({nan}, {dim})"
     source = _GUARDED_CALL.format(given=_given(parameters), nan=nan)
@@ -222,6 +223,7 @@ def _source(dim: int, parameters: int, kind: str, viewed: bool = False) -> str:
         "values": f"store_at(os, lane, {call})",
         "energy": f"os[lane] = {call}",
         "gradient": f"os[{{i}} * LANES + lane] = -({call} + dual(0.0, 0.0)).slope",
+        "level": f"made = {call} + dual(0.0, 0.0); os[lane] = made.value; os[({{i}} + 1) * LANES + lane] = made.slope",
         "spread": f"store_dual_at(os, lane, {call}, {{i}})",
     }[kind]
     if entries == "floats":

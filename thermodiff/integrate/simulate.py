@@ -77,7 +77,8 @@ def simulate(
     method : {"euler", "heun", "milstein", "weak2", "rk4", "exact"}, optional
         Euler-Maruyama by default, "rk4" without noise, "exact" (no step error) for a `Linear` process.  Strong and weak
         order: euler 1/2 and 1 (1 and 1 where D does not depend on the state), heun 1 and 1 (weak 2 where D does not depend
-        on the state), milstein 1 and 1, weak2 weak 2; the last two need D_i to depend on x_i only.
+        on the state, strong 1/2 where a D_i changes with another coordinate), milstein 1 and 1, weak2 1 and 2; the last two
+        need D_i to depend on x_i only.
     rng : int, SeedSequence, Generator or None
         Fixes the noise: the normal of (path, step, coordinate) depends on nothing else.
     heat : bool

@@ -59,7 +59,7 @@ def reverse(
     steps : int
         Steps in all, uniform in log-SNR between the asked times.
     method : {"heun", "euler", "exponential"}
-        Step rule; weak order 2, 1 and 1.  "exponential" holds the posterior mean E[x_0 | x] fixed over a step and is exact
+        Step rule; weak order 2, 1 and 1, strong order 1.  "exponential" holds the posterior mean E[x_0 | x] fixed over a step and is exact
         otherwise (ancestral sampling): stable however few the steps, and of the exact law for data that are one point.
     times : (T,) array, optional
         Descending times at which to keep the state; by default the two ends of the window.

@@ -6,11 +6,12 @@ deviation of its noise.  The step rules:
 
 =========  ==============================================================  ==================
 euler      x + h g(x) + e                                                  weak and strong 1
-heun       x + h/2 (g(x) + g(x + h g(x) + e)) + e                          weak 2 (2 without noise)
+heun       x + h/2 (g(x) + g(x + h g(x) + e)) + e                          weak 2, strong 1
 rk4        classical Runge-Kutta, without noise                            4
 =========  ==============================================================  ==================
 
-with e = amplitude times a normal.  Heun's rule has weak order 2 because the noise is additive (Platen's scheme).
+with e = amplitude times a normal.  Heun's rule has weak order 2 because the noise is additive (Platen's scheme), and
+order 2 without noise.
 """
 
 from __future__ import annotations

@@ -35,6 +35,14 @@ LONGEST_TRIAL = 1.0
 """Seconds of calls in plain Python after which a function is tried no further."""
 
 
+_ODD = {
+    inspect.Parameter.VAR_POSITIONAL: "*{} is any number of them",
+    inspect.Parameter.VAR_KEYWORD: "**{} is any number of them",
+    inspect.Parameter.KEYWORD_ONLY: "{} is given by name only, after a *",
+}
+"""Arguments that no field can have."""
+
+
 class Field:
     """A function of point, time and parameters that is compiled when it is first used.
 
@@ -60,9 +68,10 @@ class Field:
         self._kernels: dict[tuple[int, str, str], Any] = {}
         arguments = list(inspect.signature(function).parameters.values())
         leading = 3 if self.kind == "filled" else 2
-        usual = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        if len(arguments) < leading or any(argument.kind not in usual for argument in arguments):
-            raise TypeError(f"{self.__name__}: it must be written as {self.form.format(name=self.__name__)}.")
+        odd = next((argument for argument in arguments if argument.kind in _ODD), None)
+        if odd or len(arguments) < leading:
+            but = f" with plain named parameters, in a known number: {_ODD[odd.kind].format(odd.name)}" if odd else ""
+            raise TypeError(f"{self.__name__}: it must be written as {self.form.format(name=self.__name__)}{but}.")
         self.parameters = tuple(argument.name for argument in arguments[leading:])
 
     @property

@@ -175,7 +175,10 @@ def test_a_path_that_leaves_the_numbers_ends() -> None:
     """Though its step is long beside the distance between the levels."""
     process = td.Langevin(away, diffusivity=0.5, dim=1)
     given = {"t_max": 100.0, "dt": 50.0, "low": 0.0, "high": 1.0, "rng": 0}
-    with pytest.raises(td.DivergenceError, match=r'3 of 3 paths left the finite numbers; .* on_divergence="mark"'):
+    with pytest.raises(
+        td.DivergenceError,
+        match=r'3 of 3 paths left the finite numbers, the first by t = 100 \(key \d+, \d+\); .* on_divergence="mark"',
+    ):
         first_passage(process, np.full((3, 1), 0.5), **given)
     found = first_passage(process, np.full((3, 1), 0.5), on_divergence="mark", **given)
     assert found.diverged is not None

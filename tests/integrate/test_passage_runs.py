@@ -1,12 +1,16 @@
 """First passages as tasks: where they are cut, when they end, and what is heard and seen on the way."""
 
+import contextlib
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -206,3 +210,100 @@ def test_a_step_that_is_too_large_on_the_way_is_noticed(stretch: int, monkeypatc
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             first_passage(process, x0, dt=0.004, **given)
+
+
+@td.stop_condition
+def above(x, t, level):
+    return x[0] - level
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+import thermodiff as td
+from thermodiff.integrate import passage
+
+passage.STRETCH = 256 * 40
+
+def progress(done, tasks):
+    if done == 20 and sys.argv[2] == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    level = 0.9
+    condition = td.stop_condition(lambda x, t, c: c * x[0] - level)
+    process = td.Langevin(td.drift(lambda x, t: (-x[0],)), diffusivity=0.5, dim=1)
+    found = td.first_passage(
+        process, np.zeros((1000, 1)), stop=condition, stop_params=(1.0,), t_max=4.0, dt=0.01, rng=5, chunk=1,
+        checkpoint=sys.argv[1] if sys.argv[1] != "none" else None, progress=progress,
+    )
+    print(found, found.times.tobytes().hex(), found.states.tobytes().hex())
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_of_the_whole_program(tmp_path: Path) -> None:
+    """With some stretches of each range behind it: started again it ends with the bits of one that had no checkpoint."""
+    program = tmp_path / "program.py"
+    program.write_text(KILLED)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def run(directory: str, fate: str) -> subprocess.CompletedProcess:
+        arguments = [sys.executable, str(program), directory, fate]
+        return subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+
+    folder = tmp_path / "a"
+    assert run(str(folder), "die").returncode == -signal.SIGKILL
+    assert len(list(folder.glob("part-*.npz"))) == 4
+    again = run(str(folder), "live")
+    assert again.returncode == 0, again.stderr
+    assert sorted(file.name for file in folder.iterdir()) == [*(f"chunk-{k:07d}.npz" for k in range(4)), "run.json"]
+    assert again.stdout == run("none", "live").stdout != ""
+
+
+class Enough(Exception):
+    """Ends a run."""
+
+
+@pytest.mark.parametrize("workers", [None, 2])
+@pytest.mark.parametrize("stretch", [256 * 15, 2**30])
+def test_a_run_that_ended_goes_on(workers, stretch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From what it had, whatever the executor; what is finished is not computed again."""
+    monkeypatch.setattr(passage, "STRETCH", stretch)
+    given = {"x0": np.zeros((1000, 1)), "high": 1.0, "t_max": 2.0, "dt": 0.02, "rng": 3}
+    whole = first_passage(FREE, **given)
+    executor = ThreadPoolExecutor(workers) if workers else None
+    for end in (2, 3, 5, 9):
+
+        def progress(done: int, total: int, end: int = end) -> None:
+            if done >= min(end, total - 1):
+                raise Enough
+
+        with contextlib.suppress(Enough):
+            first_passage(FREE, **given, chunk=1, checkpoint=tmp_path, executor=executor, progress=progress)
+    same(first_passage(FREE, **given, chunk=1, checkpoint=tmp_path, executor=executor), whole)
+    calls = Calls(monkeypatch)
+    same(first_passage(FREE, **given, chunk=1, checkpoint=tmp_path), whole)
+    assert not calls.steps
+
+
+def test_another_run_is_refused(tmp_path: Path) -> None:
+    given = {"x0": np.zeros((3, 1)), "t_max": 2.0, "dt": 0.02, "rng": 3, "checkpoint": tmp_path}
+    first_passage(FREE, high=1.0, **given)
+    first_passage(FREE, high=1.0, **given)
+    for other, what in (
+        ({"high": 1.5}, "levels"),
+        ({"high": 1.0, "t_max": 3.0}, "times"),
+        ({"high": 1.0, "dt": 0.04}, "dt"),
+        ({"stop": above, "stop_params": (1.0,)}, "stop, stop_params"),
+    ):
+        with pytest.raises(ValueError, match=rf"holds another run \(it differs in {what}\); choose another directory"):
+            first_passage(FREE, **(given | other))
+    with pytest.raises(ValueError, match=r"holds another run \(it differs in"):
+        td.simulate(FREE, given["x0"], 2.0, 0.02, rng=3, checkpoint=tmp_path)
+    with pytest.raises(TypeError, match="checkpoint must be the path of a folder, got 3"):
+        first_passage(FREE, **(given | {"checkpoint": 3}), high=1.0)
+    damaged = tmp_path / "chunk-0000000.npz"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.warns(RuntimeWarning, match="is damaged, or of another run; what it held is computed again"):
+        first_passage(FREE, high=1.0, **given)

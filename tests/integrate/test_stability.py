@@ -1,6 +1,7 @@
 """Steps that are too large, and drifts that have no value: what is said, and when nothing is."""
 
 import math
+import re
 import warnings
 
 import numpy as np
@@ -234,3 +235,79 @@ def test_more_steps_than_can_be_counted() -> None:
         match=r"dt = 1e-30 makes 1e\+30 steps of these times, more than the 17179869184 for which a path in d = 1",
     ):
         td.simulate(td.Langevin(cube, dim=1), np.zeros((1, 1)), 1.0, 1e-30)
+
+
+@td.drift
+def logarithm(x, t):
+    return (-math.log(x[0]),)
+
+
+@td.drift
+def resting(x, t):
+    return (0.0,)
+
+
+@td.diffusivity
+def within_one(x, t):
+    return (1.0 - x[0] ** 2,)
+
+
+@td.diffusivity
+def proportional(x, t):
+    return (x[0],)
+
+
+LEVELS = np.array([1.0, 2.0])
+
+
+@td.drift
+def stairs(x, t):
+    return (LEVELS[int(x[0])],)
+
+
+@pytest.mark.parametrize(
+    ("process", "what", "where"),
+    [
+        (td.Langevin(logarithm, diffusivity=0.5, dim=1), "the drift is not finite", lambda x: x < 0.0),
+        (td.Langevin(stairs, diffusivity=0.1, dim=1), "the drift is not finite", lambda x: x >= 2.0),
+        (td.Langevin(resting, diffusivity=within_one, dim=1), "the diffusivity is negative", lambda x: abs(x) > 1.0),
+    ],
+)
+def test_a_function_without_a_value_on_the_way_is_named(process: td.Langevin, what: str, where) -> None:
+    """With the place before the first loss: one where the function has none."""
+    with pytest.raises(DivergenceError) as caught:
+        td.simulate(process, np.full((300, 1), 0.5), 5.0, 0.01, rng=0)
+    found = re.search(
+        r't = (\S+) \(key .*; use a smaller dt, or on_divergence="mark" to go on without them\. Before, at '
+        rf"x = \[(.*)\], t = (\S+), {what}: correct the function if paths may go there\.$",
+        str(caught.value),
+    )
+    assert found is not None
+    assert where(float(found.group(2)))
+    assert float(found.group(1)) - float(found.group(3)) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    "process",
+    [td.Langevin(logarithm, diffusivity=0.5, dim=1), td.Langevin(resting, diffusivity=proportional, dim=1)],
+)
+def test_a_stage_of_a_step_without_a_value_is_supposed(process: td.Langevin) -> None:
+    """Heun's predictor goes where the states before and after it do not."""
+    with pytest.raises(DivergenceError, match=r"See whether drift and diffusivity have values near x = \[0\.\d+\]: the log"):
+        td.simulate(process, np.full((300, 1), 0.5), 5.0, 0.01, method="heun", rng=0)
+
+
+@pytest.mark.filterwarnings("ignore:the step")
+def test_paths_that_run_away_are_no_sign_of_a_function_without_a_value() -> None:
+    """By Heun's rule an infinite slope less another is nan, as is a difference of two powers."""
+
+    @td.drift
+    def powers(x, t):
+        return (x[0] ** 5 - x[0] ** 3,)
+
+    for drift in (cube, powers):
+        for method in ("euler", "heun"):
+            with pytest.raises(DivergenceError, match=r"use a smaller dt, or on_divergence=.mark. to go on without them\.$"):
+                td.simulate(
+                    td.Langevin(drift, diffusivity=0.1, dim=1), np.full((3, 1), 2.0), 5.0, 0.01, method=method, rng=0
+                )

@@ -269,7 +269,9 @@ def test_a_function_without_a_value_is_told() -> None:
     given = {"stop": near_origin, "t_max": 10.0, "dt": 0.5, "rng": 0}
     with pytest.raises(ValueError, match="stop: near_origin has no finite value at 2 of 3 starts"):
         first_passage(process, [[0.5], [-2.0], [-1.0]], **given)
-    with pytest.raises(td.DivergenceError, match="or stop has no finite value where they went"):
+    with pytest.raises(
+        td.DivergenceError, match=r"the first by t = 0\.5 \(key \d+, \d+\), or stop has no finite value where they went; use"
+    ):
         first_passage(process, np.full((500, 1), -0.5), **given)
     found = first_passage(process, np.full((500, 1), -0.5), **given, on_divergence="mark")
     assert found.diverged.any()

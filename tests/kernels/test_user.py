@@ -325,8 +325,8 @@ MISTAKES = {
     "another length in a branch": (of_another_length, (), "of_another_length: every return must give the same"),
     "a list in a branch": (a_list_at_times, (), "a_list_at_times: every return must give the same"),
     "a string in a branch": (a_string_at_times, (), "a_string_at_times: every return must give the same"),
-    "an object": (lambda x, t: (BOX.size * x[0], x[1]), (), "the name 'BOX' is not defined, or not a number or function"),
-    "a dictionary": (lambda x, t: (TABLE["size"] * x[0], x[1]), (), "the name 'TABLE' is not defined, or not a number"),
+    "an object": (lambda x, t: (BOX.size * x[0], x[1]), (), "BOX, from around it, is of type Box and cannot be compiled; pass"),
+    "a dictionary": (lambda x, t: (TABLE["size"] * x[0], x[1]), (), "TABLE, from around it, is of type dict and cannot be"),
     "recursion": (lambda x, t: (recursive(x[0]), x[1]), (), "<lambda>: recursive calls itself; write it as a loop"),
     "no such function": (lambda x, t: (np.nonsense(x[0]), x[1]), (), "has no attribute 'nonsense'"),
     "no such function in a branch": (no_such_function_at_times, (), "the attribute 'nonsense' does not exist"),
@@ -338,7 +338,7 @@ MISTAKES = {
     "too many values out of reach": (three_out_of_reach, (), "three_out_of_reach returns 3 numbers, but dim = 2; return one"),
     "too few values out of reach": (one_out_of_reach, (), "one_out_of_reach returns 1 numbers, but dim = 2; return one"),
     "a list out of reach": (a_list_out_of_reach, (), "a_list_out_of_reach must return a tuple of d numbers"),
-    "try": (caught, (), "caught: exception_match cannot be used in it"),
+    "try": (caught, (), "caught has a try statement, which cannot be compiled: what is an error in Python, as math.log(-1.0),"),
 }  # fmt: skip
 
 
@@ -373,6 +373,12 @@ def test_mistakes_in_potentials_get_a_sentence() -> None:
         (lambda: td.drift(another_field), "got Drift"),
         (lambda: td.drift(lambda x: (x[0],)), "<lambda>: it must be written as <lambda>(x, t, ...)"),
         (lambda: td.drift(lambda x, t, *k: (x[0],)), "it must be written as <lambda>(x, t, ...)"),
+        (lambda: td.drift(lambda x, t, *k: (x[0],)), "with plain named parameters, in a known number: *k is any number of"),
+        (
+            lambda: td.drift(lambda x, t, **k: (x[0],)),
+            "with plain named parameters, in a known number: **k is any number of",
+        ),
+        (lambda: td.potential(lambda x, t, a, *, k: a * x[0]), "k is given by name only, after a *"),
         (lambda: td.drift(fills=True)(lambda x, t: None), "it must be written as <lambda>(x, t, out, ...)"),
     ],
 )

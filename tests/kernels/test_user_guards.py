@@ -1,10 +1,14 @@
 """What a compiled function takes from around it, and errors that it cannot raise."""
 
 import math
+import random
+import re
 import types
 
 import numpy as np
 import pytest
+import scipy.special
+from scipy.special import expit
 
 import thermodiff as td
 from thermodiff.kernels import user
@@ -181,3 +185,136 @@ def test_what_the_compiler_does_not_take_has_a_name() -> None:
     for function, what in ((importing, "import"), (splitting, r"a, \*rest = \.\.\.")):
         with pytest.raises(UserFunctionError, match=f"{function.__name__}: {what} cannot be used in it"):
             td.drift(function).at([[1.0]])
+
+
+class Box:
+    size = 2.0
+
+
+SIZES, MIXED, OBJECTS, NOISE = {"a": 2.0}, [1.0, 2], np.array([1.0, None]), np.random.default_rng(0)
+
+
+def sized(value):
+    return SIZES["a"] * value
+
+
+def enclosing(rates):
+    return lambda x, t: (rates[0] * x[0],)
+
+
+AROUND = {
+    "a class": (lambda x, t: (Box.size * x[0],), "Box, from around it, is a class and cannot be compiled; pass numbers by"),
+    "in a helper": (lambda x, t: (sized(x[0]),), "SIZES, from around it, is of type dict and cannot be compiled; pass"),
+    "a list": (lambda x, t: (MIXED[0] * x[0],), "MIXED, from around it, is of type list and cannot be compiled; pass"),
+    "an enclosed list": (enclosing([1.0, 2.0]), "rates, from around it, is of type list and cannot be compiled; pass"),
+    "an enclosed dictionary": (enclosing({0: 1.0}), "rates, from around it, is of type dict and cannot be compiled; pass"),
+    "objects": (lambda x, t: (OBJECTS[0] * x[0],), "<lambda> cannot be compiled at '"),
+    "a function of a module": (
+        lambda x, t: (scipy.special.j0(x[0]),),
+        "j0 of scipy.special cannot be compiled; call functions",
+    ),
+    "a function": (lambda x, t: (expit(x[0]),), "expit, from around it, is of type ufunc and cannot be compiled; pass"),
+    "random numbers": (
+        lambda x, t: (x[0] if t < 5.0 else random.gauss(0.0, 1.0),),
+        "<lambda> has random numbers of its own",
+    ),
+    "those of numpy": (lambda x, t: (x[0] if t < 5.0 else np.random.normal(),), "<lambda> has random numbers of"),  # noqa: NPY002
+    "a generator": (
+        lambda x, t: (x[0] if t < 5.0 else NOISE.normal(),),
+        "<lambda> has random numbers of its own, which rng=",
+    ),
+}
+
+
+def required_sentence(function, message: str) -> None:
+    with pytest.raises(UserFunctionError, match=re.escape(message)) as caught:
+        td.drift(function).at([[0.5]])
+    assert len(str(caught.value)) < 250
+    assert not re.search(r"numba|pipeline|typing|\n|[.]py", str(caught.value), re.IGNORECASE)
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_what_cannot_be_taken_from_around_is_named(name: str) -> None:
+    required_sentence(*AROUND[name])
+
+
+PAIR, TREE, RATES = (1.0, 2), ((1.0, 2.0), (3.0, 4.0)), types.SimpleNamespace(a=2.0)
+
+
+def test_numbers_tuples_and_arrays_may_be_taken_from_around() -> None:
+    rate = RATES.a
+
+    def taking(x, t):
+        return (rate * PAIR[1] * TREE[1][0] * x[0] + np.interp(x[0], TABLE, COUPLING[0] * TABLE),)
+
+    assert td.drift(taking).at([[2.0]])[0, 0] == 26.0
+
+
+def trying(x, t):
+    try:
+        return (math.log(x[0]),)
+    except Exception:
+        return (0.0,)
+
+
+def within(x, t):
+    with np.errstate(all="ignore"):
+        return (np.log(x[0]),)
+
+
+def printing(x, t):
+    if x[0] > 5.0:
+        print(x[0])
+    return (x[0],)
+
+
+def defining(x, t):
+    class Rates:
+        k = 1.0
+
+    return (Rates.k * x[0],)
+
+
+def matching(x, t):
+    match x:
+        case (a,):
+            return (a,)
+    return (x[0],)
+
+
+STATEMENTS = {
+    "try": (
+        trying,
+        "trying has a try statement, which cannot be compiled: what is an error in Python, as math.log(-1.0), gives",
+    ),
+    "try in a helper": (lambda x, t: trying(x, t), "trying has a try statement, which cannot be compiled"),
+    "with": (within, "within has a with statement, which cannot be compiled; remove it"),
+    "print": (printing, "printing prints, which it would do for every path at every step; remove that"),
+    "an f-string": (
+        lambda x, t: (float(f"{x[0]:.3f}"),),
+        "<lambda> makes text, by an f-string or str, which cannot be compiled",
+    ),
+    "str": (
+        lambda x, t: (len("a" + str(x[0])) * x[0],),
+        "<lambda> makes text, by an f-string or str, which cannot be compiled",
+    ),
+    "format": (lambda x, t: (float("{}".format(x[0])),), "text in quotes can only be compared in it; work with"),  # noqa: UP032
+    "a percent sign": (lambda x, t: (float("%g" % x[0]),), "text in quotes can only be compared in it; work"),  # noqa: UP031
+    "class": (defining, "defining: class cannot be used in it; use numbers"),
+    "match": (matching, "matching: match with a pattern cannot be used in it; use numbers"),
+    "a method": (lambda x, t: (np.array(x).astype(float)[0],), "<lambda> cannot be compiled at '"),
+}
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_statements_that_cannot_be_compiled_have_a_name(name: str) -> None:
+    required_sentence(*STATEMENTS[name])
+
+
+def test_text_may_be_compared() -> None:
+    @td.drift
+    def directed(x, t):
+        way = "up" if x[0] > 0.0 else "down"
+        return (1.0 if way == "up" else -1.0,)
+
+    assert directed.at([[0.5], [-0.5]]).tolist() == [[1.0], [-1.0]]

@@ -10,7 +10,7 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from thermodiff._check import SYNCED, require_folder, require_writable, write_atomically
+from thermodiff._check import SYNCED, count, require_folder, require_writable, write_atomically
 from thermodiff.integrate.packing import packed, unpacked
 from thermodiff.integrate.reducers import Reducer
+from thermodiff.kernels.tasks import TASK_STEPS, blocks_per_task
 from thermodiff.processes import Langevin, Linear
 
 SEAL = 32
@@ -31,6 +32,8 @@ PART = 2**62
 """Added to the number of a chunk that is not finished."""
 HEAD = 8
 """Bytes before each stretch in the file of such a chunk, which hold its length."""
+SAVED_TASKS, SAVED_STEPS = 256, 2**28
+"""Tasks of a run with a checkpoint, and the most steps of one: each is a file, and an hour's run must not make a million."""
 PATIENCE = 1.0
 """Seconds between two records of what a reducer has so far, at least."""
 
@@ -53,11 +56,14 @@ class Checkpoint:
 
     Raises
     ------
-    ValueError
-        If the directory holds another run.
+    TypeError, ValueError
+        If it is no path, or the directory holds another run.
     """
 
-    def __init__(self, directory: Path, description: dict[str, Any], rng: Any, key: npt.NDArray[np.uint32]) -> None:
+    def __init__(self, folder: Any, description: dict[str, Any], rng: Any, key: npt.NDArray[np.uint32]) -> None:
+        if not isinstance(folder, str | os.PathLike):
+            raise TypeError(f"checkpoint must be the path of a folder, got {folder!r:.60}.")
+        directory = Path(folder)
         self.directory, self.key = directory, key
         self._since = time.monotonic()
         self.merged = 0
@@ -157,10 +163,14 @@ class Checkpoint:
                     opened.flush()
                     os.fsync(opened.fileno())
 
+    def drop_part(self, k: int) -> None:
+        """Forget how far a chunk was: what came of it is in another file."""
+        self._part(k).unlink(missing_ok=True)
+
     def drop_parts(self, done: int) -> None:
-        """Forget how far the first ``done`` chunks were: what came of them is in another file."""
+        """Forget how far the first ``done`` chunks were."""
         for k in range(self._dropped, done):
-            self._part(k).unlink(missing_ok=True)
+            self.drop_part(k)
         self._dropped = max(done, self._dropped)
 
     def save(self, k: int, piece: dict[str, np.ndarray]) -> None:
@@ -300,6 +310,14 @@ def _asked(names: list[str]) -> list[str]:
     return [name for name in names if name != "chunk" or not {"dt", "times", "x0"} & set(names)]
 
 
+def per_task(paths: int, steps: int, chunk: Any, saved: bool) -> int:
+    """Blocks of a task, ``steps`` being those of all coordinates of a path: ``chunk``, or more where they are ``saved``."""
+    if chunk is not None:
+        return count("chunk", chunk)
+    longest = TASK_STEPS if not saved else max(TASK_STEPS, min(paths * steps // SAVED_TASKS, SAVED_STEPS))
+    return blocks_per_task(paths, steps, longest)
+
+
 def description(
     process: Langevin, x0: npt.NDArray[np.float64], times: npt.NDArray[np.float64], mix: npt.NDArray[np.float64]
 ) -> dict[str, Any]:
@@ -321,6 +339,13 @@ def description(
         "x0": _digest(x0.tobytes()),
         "times": times.tolist(),
     }
+
+
+def code_of(function: Callable[..., Any]) -> str:
+    """What a function computes, as a few letters."""
+    from thermodiff.kernels.user import fingerprint
+
+    return _digest(fingerprint(function).encode())
 
 
 def reducer_description(reduce: Reducer | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -17,13 +18,13 @@ from thermodiff._progress import Progress, Report, reporting
 from thermodiff._tasks import in_order, pause
 from thermodiff.fields import StopCondition
 from thermodiff.integrate.boundaries import require_inside, warn_of_oblique_mirrors
+from thermodiff.integrate.checkpoint import Checkpoint, description, per_task
 from thermodiff.integrate.run import BREATH, CALL, STRETCH
-from thermodiff.integrate.stability import MOST_PATHS, MOST_TIMES, sampled, warn_if_too_large
+from thermodiff.integrate.stability import MOST_PATHS, MOST_TIMES, SEE_WHETHER, sampled, warn_if_too_large
 from thermodiff.integrate.stops import Levels, Surface
 from thermodiff.kernels import langevin
 from thermodiff.kernels.jit import LANES
 from thermodiff.kernels.passage import passage
-from thermodiff.kernels.tasks import blocks_per_task
 from thermodiff.processes import Langevin
 
 FloatArray = npt.NDArray[np.float64]
@@ -79,6 +80,7 @@ def first_passage(
     on_divergence: Literal["raise", "mark"] = "raise",
     executor: Executor | None = None,
     chunk: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress = None,
 ) -> Passage:
     """Run each path until one coordinate first touches a level, or a function of the state passes through zero.
@@ -115,7 +117,7 @@ def first_passage(
         Time at the start.
     on_divergence : {"raise", "mark"}
         What to do with paths that leave the finite numbers: raise `DivergenceError`, or go on and mark them.
-    rng, executor, chunk, progress
+    rng, executor, chunk, checkpoint, progress
         As for `simulate`.
 
     Returns
@@ -135,25 +137,31 @@ def first_passage(
     require_inside(process, x0)
     t0, t_max = finite_number("t0", t0), finite_number("t_max", t_max)
     steps, key = _steps(t0, t_max, dt, process.dim), seed_words(rng)
-    x0 = ends.carried(x0, t0)
-    h = (t_max - t0) / steps
+    x0, h = ends.carried(x0, t0), (t_max - t0) / steps
     mix = process.mix(_middles(t0, h, steps) if callable(process.diffusivity) else np.array([t0]))
     warn_of_oblique_mirrors(process, mix[0], stacklevel=2)
+    blocks, saved = per_task(len(x0), steps * process.dim, chunk, checkpoint is not None), None
+    if checkpoint is not None:
+        how = ends.description() | {"counts": steps, "chunk": blocks}
+        whole = description(process, x0, np.array([t0, t_max]), mix) | how
+        saved = Checkpoint(checkpoint, whole, rng, key)
+        key = saved.key
     run = _Run(process, mix, key, t0, h, 0, steps, _stops(process, steps), ends)
     some = sampled(len(x0), MOST_PATHS)
     how_long: dict[str, Any] = {"rule": "passage", "duration": t_max - t0}
     warned = warn_if_too_large(process, [(t0, h, ends.ringed(x0[some]))], **how_long, stacklevel=2)
-    size = (blocks_per_task(len(x0), steps * process.dim) if chunk is None else count("chunk", chunk)) * LANES
+    ranges = [slice(first, min(first + blocks * LANES, len(x0))) for first in range(0, len(x0), blocks * LANES)]
     with reporting(progress, "first_passage") as report:
-        paths, seen = _all(run, x0, size, executor, report)
+        paths, seen = _all(run, x0, ranges, executor, saved, report)
     times, states = paths.times, paths.states
     sides = ends.touched(paths.sides, states)
     lost: npt.NDArray[np.bool_] = np.logical_not(np.isfinite(states).all(axis=1))
     if lost.any() and on_divergence == "raise":
-        other = "" if stop is None else ", or stop has no finite value where they went"
+        first, other = min(times[lost].min(), t_max), "" if stop is None else ", or stop has no finite value where they went"
         raise DivergenceError(
-            f"{lost.sum()} of {len(x0)} paths left the finite numbers{other}; use a smaller dt, or "
-            'on_divergence="mark" to go on without them.'
+            f"{lost.sum()} of {len(x0)} paths left the finite numbers, the first by t = {first:.6g} (key {key[0]}, {key[1]})"
+            f'{other}; use a smaller dt, or on_divergence="mark" to go on without them. '
+            + SEE_WHETHER.format("where the paths go")
         )
     times[lost], sides[lost] = np.nan, 0
     if not warned:
@@ -246,26 +254,51 @@ class _Paths:
         return np.ascontiguousarray(states.T), times, sides, np.concatenate([self.alive, np.zeros(more)])
 
 
-def _all(run: _Run, x0: FloatArray, size: int, executor: Executor | None, report: Report) -> tuple[_Paths, Seen]:
-    """All paths to their end, in tasks of ``size`` paths; those that go on are taken up again stretch by stretch."""
-    paths, seen, done = _Paths.at(x0), [], 0
-    late, stretches = [slice(first, min(first + size, len(x0))) for first in range(0, len(x0), size)], run.stretches()
-    total = len(late) * len(stretches)
+def _all(
+    run: _Run, x0: FloatArray, ranges: list[slice], executor: Executor | None, saved: Checkpoint | None, report: Report
+) -> tuple[_Paths, Seen]:
+    """All paths to their end, some at a time; those that go on are taken up again stretch by stretch."""
+    paths, seen, stretches = _Paths.at(x0), [], run.stretches()
+    behind = [0] * len(ranges) if saved is None else _resumed(paths, ranges, saved, [each.begin for each in stretches[1:]])
+    total = len(ranges) * len(stretches)
     for number, stretch in enumerate(stretches):
+        late = [k for k, done in enumerate(behind) if done == number and (number == 0 or paths.alive[ranges[k]].any())]
 
-        def given(k: int, late: list[slice] = late) -> tuple[int, _Paths]:
-            return late[k].start, paths.part(late[k])
+        def given(j: int, late: list[int] = late) -> tuple[int, _Paths]:
+            return ranges[late[j]].start, paths.part(ranges[late[j]])
 
         with closing(in_order(stretch, len(late), executor, inputs=given)) as found:
-            for part, (piece, looked) in zip(late, found, strict=True):
-                paths.put(part, piece)
+            for k, (piece, looked) in zip(late, found, strict=True):
+                paths.put(ranges[k], piece)
                 seen += looked
-                done += 1 if piece.alive.any() else len(stretches) - number
-                report(done, total)
-        late = [part for part in late if paths.alive[part].any()]
-        if not late:
-            break
+                behind[k] = number + 1 if piece.alive.any() else len(stretches)
+                if saved is not None:
+                    _save(saved, k, piece, stretches[number + 1].begin if behind[k] < len(stretches) else None)
+                report(sum(behind), total)
     return paths, seen
+
+
+def _resumed(paths: _Paths, ranges: list[slice], saved: Checkpoint, begins: list[int]) -> list[int]:
+    """Put what a checkpoint holds into ``paths``; returns how many stretches are behind each range."""
+    missing, behind = set(saved.missing(len(ranges))), []
+    for k, part in enumerate(ranges):
+        whole = None if k in missing else saved.load(k)
+        records = saved.parts(k, begins) if whole is None else [whole]
+        if whole is not None:
+            saved.drop_part(k)
+        if records:
+            paths.put(part, _Paths(**records[-1]))
+        behind.append(len(records) if whole is None else len(begins) + 1)
+    return behind
+
+
+def _save(saved: Checkpoint, k: int, piece: _Paths, begin: int | None) -> None:
+    """Write paths that go on with step ``begin``, or those that are at their end."""
+    if begin is None:
+        saved.save(k, vars(piece))
+        saved.drop_part(k)
+    else:
+        saved.add_part(k, begin, vars(piece))
 
 
 @dataclass(frozen=True)

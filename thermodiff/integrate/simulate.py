@@ -9,36 +9,34 @@ import warnings
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path as FilePath
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from thermodiff._check import DivergenceError, choice, count, points, seed_words
+from thermodiff._check import DivergenceError, choice, points, seed_words
 from thermodiff._progress import Progress, reporting
 from thermodiff.integrate.boundaries import require_inside, warn_of_oblique_mirrors
-from thermodiff.integrate.checkpoint import Checkpoint, description, reducer_description
+from thermodiff.integrate.checkpoint import Checkpoint, description, per_task, reducer_description
 from thermodiff.integrate.grid import Grid
 from thermodiff.integrate.kept import Kept
 from thermodiff.integrate.path import Path
 from thermodiff.integrate.pieces import pieces
 from thermodiff.integrate.reducers import Reducer
 from thermodiff.integrate.run import EXACT, Run, reduced_also
-from thermodiff.integrate.stability import MOST_PATHS, sampled, warn_if_too_large
+from thermodiff.integrate.stability import MOST_PATHS, SEE_WHETHER, sampled, warn_if_too_large
 from thermodiff.kernels import langevin
 from thermodiff.kernels.jit import LANES
-from thermodiff.kernels.tasks import TASK_STEPS, blocks_per_task
 from thermodiff.processes import Langevin, Linear
 
 FloatArray = npt.NDArray[np.float64]
 
 COUNTING = 5.0
 """Seconds that a run goes on to count lost paths before it raises."""
-SAVED_TASKS, SAVED_STEPS = 256, 2**28
-"""Tasks of a run with a checkpoint, and the most steps of one: each is a file, and an hour's run must not make a million."""
 MOST_RERUN = 256
 """Blocks with lost paths that are run again to find the first time."""
+FAR = 1e10
+"""Size of a coordinate from which on a drift that is no number is one of overflow."""
 RULES = {
     "euler": langevin.EULER, "heun": langevin.HEUN, "milstein": langevin.MILSTEIN, "weak2": langevin.WEAK2,
     "rk4": langevin.RK4, "exact": EXACT,
@@ -133,27 +131,20 @@ def simulate(
     if missing:
         raise ValueError(f"the reducer's `of` takes {missing[0]}; pass {missing[0]}=True.")
     also = tuple(name for name, wanted in asked.items() if wanted and name not in reduced)
-    key, saved = seed_words(rng), None
-    steps = int(grid.counts.sum()) * process.dim
-    if chunk is None:
-        longest = TASK_STEPS if checkpoint is None else max(TASK_STEPS, min(len(x0) * steps // SAVED_TASKS, SAVED_STEPS))
-        per_task = blocks_per_task(len(x0), steps, longest)
-    else:
-        per_task = count("chunk", chunk)
+    key, blocks = seed_words(rng), per_task(len(x0), int(grid.counts.sum()) * process.dim, chunk, checkpoint is not None)
     mix = process.mix(grid.middles if callable(process.diffusivity) else grid.times[:1])
     warn_of_oblique_mirrors(process, mix[0], stacklevel=2)
+    saved = None
     if checkpoint is not None:
-        if not isinstance(checkpoint, str | os.PathLike):
-            raise TypeError(f"checkpoint must be the path of a folder, got {checkpoint!r:.60}.")
-        how = {"counts": grid.counts.tolist(), "method": rule, "heat": heat, "work": work, "chunk": per_task}
+        how = {"counts": grid.counts.tolist(), "method": rule, "heat": heat, "work": work, "chunk": blocks}
         whole = description(process, x0, grid.times, mix) | how | {"reduce": reducer_description(reduce)}
-        saved = Checkpoint(FilePath(checkpoint), whole, rng, key)
+        saved = Checkpoint(checkpoint, whole, rng, key)
         key = saved.key
     run = Run(process, grid, mix, key, RULES[rule], heat, work, reduce)
     begin = float(grid.times[0]), float(grid.widths[0]), x0[sampled(len(x0), MOST_PATHS)]
     how_long: dict[str, Any] = {"rule": rule, "duration": float(grid.times[-1] - grid.times[0])}
     warned = rule == "exact" or warn_if_too_large(process, [begin], **how_long, stacklevel=2)
-    size = per_task * LANES
+    size = blocks * LANES
     ranges = [slice(first, min(first + size, len(x0))) for first in range(0, len(x0), size)]
     kept = Kept.made((len(grid.times), *x0.shape), size, also, reduce, out)
     lost, since = [], math.inf
@@ -238,46 +229,75 @@ def _raise_divergence(run: Run, x0: FloatArray, lost: npt.NDArray[np.bool_]) -> 
 
     ``lost`` (m,) tells of the first m paths, which were run.
     """
-    _require_finite_start(run, x0)
-    earliest, blocks = math.inf, np.unique(np.flatnonzero(lost) // LANES)
+    _require_finite_start(run.process, x0, float(run.grid.times[0]))
+    loss, blocks = (math.inf, math.inf, x0[:0], x0[:0]), np.unique(np.flatnonzero(lost) // LANES)
     for block in blocks[:MOST_RERUN]:
         first = int(block) * LANES
-        earliest = min(earliest, _first_bad_time(run, int(block), x0[first : min(first + LANES, lost.size)], earliest))
+        found = _first_loss(run, int(block), x0[first : min(first + LANES, lost.size)], loss[0])
+        loss = min(loss, found, key=lambda one: one[0])
     which = f"{len(x0)} paths" if lost.size == len(x0) else f"the {lost.size} paths that were run, of {len(x0)},"
     among = "" if len(blocks) <= MOST_RERUN else f" among paths 0 ... {LANES * (int(blocks[MOST_RERUN - 1]) + 1) - 1}"
     cure = "ask for earlier times" if run.rule == EXACT else "use a smaller dt"
     raise DivergenceError(
-        f"{int(lost.sum())} of {which} left the finite numbers, the first{among} at t = {earliest:.6g} "
+        f"{int(lost.sum())} of {which} left the finite numbers, the first{among} at t = {loss[0]:.6g} "
         f'(key {int(run.key[0])}, {int(run.key[1])}); {cure}, or on_divergence="mark" to go on without them.'
+        + _why(run.process, *loss[1:])
     )
 
 
-def _require_finite_start(run: Run, x0: FloatArray) -> None:
+def _why(process: Langevin, t: float, x: FloatArray, after: FloatArray) -> str:
+    """A sentence about paths at x (m, d) whose next states ``after`` are lost.
+
+    None where these are infinite, or the path had gone far: it only ran away, and a smaller dt is all that can be said.
+    """
+    x = x[np.isnan(after).any(axis=1) & (np.abs(x) < FAR).all(axis=1)]
+    if not len(x):
+        return ""
+    found = _without_value(process, x, t)
+    if found is None:
+        return f" {SEE_WHETHER.format(f'near x = {_shown(x[0])}')}"
+    what, bad = found
+    return f" Before, at x = {_shown(x[np.argmax(bad)])}, t = {t:.6g}, {what}: correct the function if paths may go there."
+
+
+def _require_finite_start(process: Langevin, x0: FloatArray, t: float) -> None:
     """Say so where the drift or D has no value at a start: no dt would help."""
-    t, process = float(run.grid.times[0]), run.process
+    found = _without_value(process, x0, t)
+    if found is not None:
+        what, bad = found
+        k = int(np.argmax(bad))
+        raise DivergenceError(
+            f"{what} at the start of {int(bad.sum())} of {len(x0)} paths, first of path {k}, at x = {_shown(x0[k])}, t = "
+            f"{t:g}; start elsewhere, or correct the function."
+        )
+
+
+def _without_value(process: Langevin, x: FloatArray, t: float) -> tuple[str, npt.NDArray[np.bool_]] | None:
+    """What is wrong with the drift or D at some of the points x (n, d), and at which."""
     with np.errstate(all="ignore"):
-        fine = {"the drift is not finite": np.isfinite(process.force(x0, t)).all(axis=1)}
+        bad = {"the drift is not finite": ~np.isfinite(process.force(x, t)).all(axis=1)}
         if process.state_dependent:
-            level = process.diffusivity.at(x0, t, process.diffusivity_params)[:, : process.dim]
-            fine["the diffusivity is not finite"] = np.isfinite(level).all(axis=1)
-            fine["the diffusivity is negative"] = ~(level < 0.0).any(axis=1)
-    for what, good in fine.items():
-        if not good.all():
-            k = int(np.argmin(good))
-            raise DivergenceError(
-                f"{what} at the start of {int((~good).sum())} of {len(x0)} paths, first of path {k}, at x = "
-                f"{np.array2string(x0[k], precision=6, threshold=8)}, t = {t:g}; start elsewhere, or correct the function."
-            )
+            level = process.diffusivity.at(x, t, process.diffusivity_params)[:, : process.dim]
+            bad["the diffusivity is not finite"] = ~np.isfinite(level).all(axis=1)
+            bad["the diffusivity is negative"] = (level < 0.0).any(axis=1)
+    return next(((what, np.asarray(where)) for what, where in bad.items() if where.any()), None)
 
 
-def _first_bad_time(run: Run, block: int, x: FloatArray, latest: float) -> float:
-    """Time of the first step after which a path of this block is not finite; ``latest`` where that is not before it."""
+def _shown(x: FloatArray) -> str:
+    return np.array2string(x, precision=6, threshold=8)
+
+
+def _first_loss(run: Run, block: int, x: FloatArray, latest: float) -> tuple[float, float, FloatArray, FloatArray]:
+    """Time after the first step that loses paths of this block, time before it, and their states (m, d) before and after.
+
+    ``latest``, and no states, where that is not before it.
+    """
     quiet, done, n = replace(run, heat=False, work=False, reduce=None), 0, len(x)
     for start, width, total in zip(run.grid.times[:-1], run.grid.widths, run.grid.counts, strict=True):
         # Slots for at most 256 steps at a time.
         for first in range(0, int(total), 256):
             if start + width * first >= latest:
-                return latest
+                return latest, latest, x[:0], x[:0]
             size = min(int(total) - first, 256)
             times = start + width * np.arange(first, first + size + 1)
             counts, skips = np.ones(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
@@ -286,6 +306,9 @@ def _first_bad_time(run: Run, block: int, x: FloatArray, latest: float) -> float
             states, _, _ = quiet.states(block, x, grid, mix, done)
             bad = ~np.isfinite(states[:, :, :n]).all(axis=(1, 2))
             if bad.any():
-                return float(times[int(np.argmax(bad))])
+                k = int(np.argmax(bad))
+                gone = ~np.isfinite(states[k, :, :n]).all(axis=0)
+                return float(times[k]), float(times[k - 1]), states[k - 1, :, :n].T[gone], states[k, :, :n].T[gone]
             x, done = states[-1, :, :n].T.copy(), done + size
-    return float(run.grid.times[-1])
+    end = float(run.grid.times[-1])
+    return end, end, x[:0], x[:0]

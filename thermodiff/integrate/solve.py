@@ -59,8 +59,9 @@ def reverse(
     steps : int
         Steps in all, uniform in log-SNR between the asked times.
     method : {"heun", "euler", "exponential"}
-        Step rule; weak order 2, 1 and 1, strong order 1.  "exponential" holds the posterior mean E[x_0 | x] fixed over a step and is exact
-        otherwise (ancestral sampling): stable however few the steps, and of the exact law for data that are one point.
+        Step rule; weak order 2, 1 and 1, strong order 1.  "exponential" holds the posterior mean E[x_0 | x] fixed over a
+        step and is exact otherwise (ancestral sampling): stable however few the steps, and of the exact law for data that
+        are one point.
     times : (T,) array, optional
         Descending times at which to keep the state; by default the two ends of the window.
     lam : (float, float), optional
@@ -264,7 +265,7 @@ def _path(
     if denoised:
         states[-1] = _posterior_mean(system, states[-1], float(asked[-1]))
     times = system.noise.time(asked)
-    _require_finite(states, times)
+    _require_finite(states, times, key)
     return Path(times, asked, states, None if key is None else (int(key[0]), int(key[1])), denoised)
 
 
@@ -325,12 +326,13 @@ def _posterior_mean(system: Diffusion, x: FloatArray, lam: float) -> FloatArray:
     return at_points(law.score, law.params, (alpha, variance, 1.0 / alpha, variance / alpha), x, system.dim)
 
 
-def _require_finite(states: FloatArray, times: FloatArray) -> None:
+def _require_finite(states: FloatArray, times: FloatArray, key: npt.NDArray[np.uint32] | None) -> None:
     lost = ~np.isfinite(states).all(axis=(1, 2))
     if lost.any():
         k = int(np.argmax(lost))
         paths = int(np.count_nonzero(~np.isfinite(states[k]).all(axis=1)))
+        seed = "" if key is None else f" (key {key[0]}, {key[1]})"
         raise DivergenceError(
-            f"{paths} of {states.shape[1]} paths left the finite numbers by t = {times[k]:.4g}; "
+            f"{paths} of {states.shape[1]} paths left the finite numbers by t = {times[k]:.4g}{seed}; "
             "take more steps, or start nearer to the data."
         )

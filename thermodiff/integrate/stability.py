@@ -29,6 +29,11 @@ MOST_MODES = 16
 MOST_JACOBIAN = 64
 """Coordinates up to which whole Jacobians are made."""
 _ROUNDS = 24
+SEE_WHETHER = (
+    "See whether drift and diffusivity have values {}: the log or root of a negative number, an index out of range, or a "
+    "negative diffusivity has none."
+)
+"""What may be wrong beside the step where paths are lost."""
 
 
 def sampled(count: int, most: int) -> npt.NDArray[np.intp]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from thermodiff._check import finite_number
 from thermodiff.fields import StopCondition
+from thermodiff.integrate.checkpoint import code_of
 from thermodiff.kernels import langevin
 from thermodiff.kernels.passage import SURFACE
 from thermodiff.processes import Compiled
@@ -122,6 +123,10 @@ class Levels:
         states[:, self.coordinate] = np.where(sides != 0, level, states[:, self.coordinate])
         return sides if self.side == 0 else np.abs(sides) * self.side
 
+    def description(self) -> dict[str, Any]:
+        """What must be the same when a run goes on."""
+        return {"levels": [self.coordinate, self.low, self.high]}
+
     def watched(self, made: Compiled) -> Watched:
         walls, ring = made.walls.copy(), np.zeros((0, 3))
         walls[self.coordinate] = 0.0 if self.ring else self.wall
@@ -174,6 +179,9 @@ class Surface:
 
     def touched(self, sides: Sides, states: FloatArray) -> Sides:
         return sides
+
+    def description(self) -> dict[str, Any]:
+        return {"stop": code_of(self.condition.function), "stop_params": self.params.tolist()}
 
     def watched(self, made: Compiled) -> Watched:
         stop = self.condition.kernel(len(self.walls), self.params)

@@ -51,7 +51,7 @@ def _reach(old, new, low, high, variance, alive):
 
 
 @subroutine
-def _stop(watched, low, high, t, h, kind, mix, key, block, step, first, motion, surface, alive, times, sides):
+def _stop(stop, watched, low, high, t, h, kind, mix, key, block, step, first, motion, surface, alive, times, sides):
     """Stop the paths that touch a level in this step, where they touch it; returns how many."""
     old, new, variance, flip = watched
     x, before, slope, kick, spread, normal, line, push = motion
@@ -68,16 +68,16 @@ def _stop(watched, low, high, t, h, kind, mix, key, block, step, first, motion, 
             stopped += 1
             ahead = flip[lane] * ((high if side > 0 else low) - old[lane])
             place_at_touch(before, slope, kick, normal, ahead, fraction, h, kind, mix, spread, key, path, step, line, push)
-            _onto(surface, times[lane], h, kind, mix, spread, line, push, lane)
+            _onto(stop, surface, times[lane], h, kind, mix, spread, line, push, lane)
             for i in range(line.size):
                 x[i, lane] = line[i]
     return stopped
 
 
 @subroutine
-def _onto(surface, t, h, kind, mix, spread, line, push, lane):
+def _onto(stop, surface, t, h, kind, mix, spread, line, push, lane):
     """Move a state ``line``, in the direction of noise, onto the surface, which there is where ``glance`` has rows."""
-    stop, stop_params, place, glance, moment, walls, turned = surface
+    stop_params, place, glance, moment, walls, turned = surface
     if glance.shape[0] == 0:
         return
     moment[0], away = t, np.inf
@@ -105,8 +105,8 @@ def _onto(surface, t, h, kind, mix, spread, line, push, lane):
 
 
 @subroutine
-def _lost(x, alive):
-    """Give up the paths that left the finite numbers, for good; returns how many."""
+def _lost(x, t, alive, times):
+    """Give up the paths that left the finite numbers by t, for good; returns how many."""
     lost = 0
     for lane in range(LANES):
         total = 0.0
@@ -114,44 +114,18 @@ def _lost(x, alive):
             # nan, but for finite numbers.
             total += 0.0 * x[i, lane]
         if alive[lane] > 0.0 and total != 0.0:
-            alive[lane] = 0.0
+            alive[lane], times[lane] = 0.0, t
             lost += 1
     return lost
 
 
 @subroutine
-def _additive(field, x, row, params, mix, h, coordinate, slope, variance):
-    """Drift of a step where D does not depend on the state; ``variance`` is that of the watched coordinate."""
-    field(x, row, params, slope)
-    total = 0.0
-    for j in range(mix.shape[1]):
-        total += h * mix[coordinate, j] * mix[coordinate, j]
-    for lane in range(LANES):
-        variance[lane] = total
-
-
-@subroutine
-def _multiplicative(
-    field, noise, x, row, params, noise_params, h, twist, z, kick, coordinate, slope, spread, variance, walls
-):
-    """Drift and noise of a step where D_i depends on the state."""
-    dim = x.shape[0]
-    _drift_and_noise(field, noise, x, row, params, noise_params, twist, slope, spread, walls, z[:0])
-    for i in range(dim):
-        target, normal, level = kick[i], z[i], spread[i]
-        for lane in range(LANES):
-            target[lane] = np.sqrt(2.0 * h * level[lane]) * normal[lane]
-    for lane in range(LANES):
-        variance[lane] = 2.0 * h * spread[coordinate, lane]
-
-
-@subroutine
-def _blind(value, x, alive):
-    """Make those paths lost for which the watched function has no value; returns how many."""
+def _blind(value, x, t, alive, times):
+    """Make those paths lost for which the watched function has no value at t; returns how many."""
     lost = 0
     for lane in range(LANES):
         if alive[lane] > 0.0 and not abs(value[lane]) < np.inf:
-            x[0, lane], alive[lane] = np.nan, 0.0
+            x[0, lane], alive[lane], times[lane] = np.nan, 0.0, t
             lost += 1
     return lost
 
@@ -235,7 +209,7 @@ def _watch(
     if on_line:
         old, new, normal = before[coordinate], x[coordinate], first_sight
     watched, motion = (old, new, variance, flip), (x, before, slope, kick, spread, normal, work[0], work[1])
-    surface = (stop, stop_params, place, glance, moment, walls, turned)
+    surface = (stop_params, place, glance, moment, walls, turned)
     if not on_line:
         moment[0] = start + begin * h
         stop(x, moment, stop_params, sight)
@@ -266,18 +240,19 @@ def _watch(
             copy_lanes(sight, 0, first_sight, 0)
             moment[0] = start + (k + 1) * h
             stop(x, moment, stop_params, sight)
-            left -= _blind(sight[0], x, awake)
+            left -= _blind(sight[0], x, moment[0], awake, own_times)
             _see(first_sight, sight, kind, now, spread, h, watched)
         if _reach(old, new, low, high, variance, awake):
             fill_uniforms(key, block * LANES, k, BRIDGE, chance)
             left -= _stop(
-                watched, low, high, row[0], h, kind, now, key, block, k, chance, motion, surface, awake, own_times, own_sides
-            )
+                stop, watched, low, high, row[0], h, kind, now, key, block, k, chance, motion, surface, awake, own_times,
+                own_sides,
+            )  # fmt: skip
         if confined and on_line:
             _reflect(x, walls, turned)
             _wrap(x, walls)
         if k % LOST_EVERY == LOST_EVERY - 1:
-            left -= _lost(x, awake)
+            left -= _lost(x, start + (k + 1) * h, awake, own_times)
         if left == 0:
             break
     copy_lanes(x, 0, states, offset)
@@ -347,10 +322,10 @@ def passage(
     in d + 1 rows and ends a path where it passes through zero; its sides are +1 for passing upwards.
 
     ``states`` (d, n) of blocks first ... last - 1 holds the first states and then the last, at the touch for those that
-    stopped.  ``times`` stays at inf, ``sides`` at 0 for paths that touched no level.  ``alive`` is 1 for paths to be waited
-    for, and becomes 0 where one stops, or is lost; lanes without a path have 0.  Coordinates are kept between ``walls``
-    (d, 3); ``ring``, which is empty or (d, 3), carries a copy of the state into the interval of the watched coordinate where
-    fields are evaluated.
+    stopped.  ``times`` stays at inf and ``sides`` at 0 for paths that touched nothing; of lost ones the time is when that was
+    seen.  ``alive`` is 1 for paths to be waited for, and becomes 0 where one stops, or is lost; lanes without a path have 0.
+    Coordinates are kept between ``walls`` (d, 3); ``ring``, which is empty or (d, 3), carries a copy of the state into the
+    interval of the watched coordinate where fields are evaluated.
     """
     dim, surface = states.shape[0], coordinate == SURFACE
     x, z, kick, quad = lanes(dim), lanes(dim), lanes(dim), lanes(4)

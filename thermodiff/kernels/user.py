@@ -12,6 +12,7 @@ import dis
 import hashlib
 import inspect
 import math
+import random
 import re
 import types as python_types
 from collections.abc import Callable, Mapping
@@ -98,6 +99,21 @@ _REFUSALS = (
     TypeError,
 )
 """What Numba raises of a function that it does not take."""
+
+_TEXT = "makes text, by an f-string or str, which cannot be compiled; work with numbers."
+_REFUSED = {
+    "RAISE_VARARGS": "raises an error, which cannot be done for one path among many; remove raise and assert, and return "
+    "nan where a path must not go: that is noticed.",
+    "WITH_EXCEPT_START": "has a with statement, which cannot be compiled; remove it.",
+    # Also where Numba would take it: the error is not there to be caught.
+    "PUSH_EXC_INFO": "has a try statement, which cannot be compiled: what is an error in Python, as math.log(-1.0), gives "
+    "nan here; write an if.",
+    "random": "has random numbers of its own, which rng= could not fix; let diffusivity= make the noise.",
+    "print": "prints, which it would do for every path at every step; remove that.",
+    # Also where Numba would take it: its text of a number has other digits.
+    **dict.fromkeys(("FORMAT_VALUE", "FORMAT_SIMPLE", "FORMAT_WITH_SPEC", "str"), _TEXT),
+}
+"""What is said of instructions, builtins and attributes that are refused; the first that is there counts."""
 
 
 class UserFunctionError(TypeError):
@@ -248,11 +264,7 @@ def _compiled(
     if function in outer:
         raise UserFunctionError(f"{outer[0].__name__}: {function.__name__} calls itself; write it as a loop.")
     outer = (*outer, function)
-    if any(instruction.opname == "RAISE_VARARGS" for instruction in dis.get_instructions(function.__code__)):
-        raise UserFunctionError(
-            f"{function.__name__} raises an error, which cannot be done for one path among many; remove "
-            "raise and assert, and return nan where a path must not go: that is noticed."
-        )
+    _require_plain_code(function)
     _require_plain_arguments(function)
     names = _globals(function.__code__)
     scope = {name: _substitute(value, replaced, outer) for name, value in function.__globals__.items() if name in names}
@@ -263,6 +275,15 @@ def _compiled(
     copy.__kwdefaults__ = function.__kwdefaults__
     # An index beyond an array, of a table of the user's say, would read what happens to stand there.
     return numba.njit(**_OPTIONS, forceinline=inlined, boundscheck=True)(copy)
+
+
+def _require_plain_code(function: python_types.FunctionType) -> None:
+    code = function.__code__
+    # Names of builtins and attributes, as np.random, but not of what is around the function.
+    used = _instructions(code).union(_names(code)) - (_globals(code) & function.__globals__.keys())
+    for mark, why in _REFUSED.items():
+        if mark in used:
+            raise UserFunctionError(f"{function.__name__} {why}")
 
 
 def _require_plain_arguments(function: python_types.FunctionType) -> None:
@@ -328,14 +349,27 @@ def _globals(code: python_types.CodeType) -> frozenset[str]:
     return frozenset(own.union(*inner))
 
 
+@lru_cache(maxsize=1024)
+def _instructions(code: python_types.CodeType) -> frozenset[str]:
+    own = {step.opname for step in dis.get_instructions(code)}
+    inner = [_instructions(constant) for constant in code.co_consts if isinstance(constant, python_types.CodeType)]
+    return frozenset(own.union(*inner))
+
+
 def _names(code: python_types.CodeType) -> list[str]:
     inner = [name for constant in code.co_consts if isinstance(constant, python_types.CodeType) for name in _names(constant)]
     return [*code.co_names, *inner]
 
 
+_RANDOM = (random.Random, np.random.Generator, np.random.RandomState)
+"""Numba would compile some of their functions, with a state of its own."""
+
+
 def _substitute(value: Any, replaced: Mapping[Any, Any], outer: tuple[Any, ...]) -> Any:
     if value is math or value is np:
         return _module(value, replaced is functions.PLAIN)
+    if value is random or value is np.random or isinstance(getattr(value, "__self__", value), _RANDOM):
+        raise UserFunctionError(f"{outer[-1].__name__} {_REFUSED['random']}")
     if callable(value) and value.__hash__ is not None and value in replaced:
         return replaced[value]
     helper = _plain(value)
@@ -374,13 +408,12 @@ def from_bytes(content: bytes) -> Callable[..., Any]:
 
 def _reason(name: str, text: str) -> str:
     """Numba's message in one sentence, for the mistakes that people make."""
-    found = re.search(r"name '(\w+)' is not defined|Untyped global name '(\w+)'", text)
+    found = _taken_from_around(text)
     if found:
-        return f"{name}: the name {found.group(1) or found.group(2)!r} is not defined, or not a number or function."
+        return f"{name}: {found}"
     found = re.search(r"Use of unsupported opcode \((\w+)\)", text)
-    if found:
-        what = {"IMPORT_NAME": "import", "UNPACK_EX": "a, *rest = ...", "STORE_GLOBAL": "global", "DELETE_FAST": "del"}
-        return f"{name}: {what.get(found.group(1), found.group(1))} cannot be used in it; {_USE}."
+    if found and found.group(1) in _STATEMENTS:
+        return f"{name}: {_STATEMENTS[found.group(1)]} cannot be used in it; {_USE}."
     if "unify return type" in text:
         return f"{name}: every return must give the same, a tuple of d numbers (a potential: one number)."
     if "wrong tuple length" in text:
@@ -391,6 +424,8 @@ def _reason(name: str, text: str) -> str:
         return f"{name}: a generator cannot be used in it; write a loop, or a list, as sum([v**2 for v in x])."
     if "Int value is too large" in text:
         return f"{name}: a whole number in it is too large; write it with a point or an exponent, as 1e20."
+    if re.search(r"(>>> .*|of type |BoundFunction\()(Literal\[str\]|unicode_type)", text):
+        return f"{name}: text in quotes can only be compared in it; work with numbers."
     # Of a function of math or numpy the name can be told, further down.
     wrong_count = "too many positional arguments" in text or "missing a required argument" in text
     if wrong_count and "No implementation of function" not in text:
@@ -407,5 +442,40 @@ def _reason(name: str, text: str) -> str:
         return f"{name}: {found.group(1)} cannot be used in it, or not on these arguments; {_USE}."
     if "Cannot unify" in text:
         return f"{name}: a variable holds now a number, now something else; {_USE}."
-    cause = next((line.strip() for line in text.splitlines() if line.strip() and "pipeline" not in line), "unknown")
-    return f"{name} cannot be compiled ({cause.rstrip(' .:')}); {_USE}."
+    # The line of the user's that Numba points at; its words are about other things.
+    found = re.search(r"^ *(\S.*)\n *\^$", text, re.MULTILINE)
+    where = f" at {found.group(1)[:70]!r}" if found else ""
+    return f"{name} cannot be compiled{where}; {_USE}."
+
+
+_STATEMENTS = {
+    "IMPORT_NAME": "import",
+    "UNPACK_EX": "a, *rest = ...",
+    "STORE_GLOBAL": "global",
+    "DELETE_FAST": "del",
+    "LOAD_BUILD_CLASS": "class",
+    "MATCH_SEQUENCE": "match with a pattern",
+}
+
+
+def _taken_from_around(text: str) -> str | None:
+    """The reason where Numba's message is about a name that is not defined, or whose value it does not take."""
+    found = re.search(r"name '(\w+)' is not defined", text)
+    if found:
+        return f"the name {found.group(1)!r} is not defined."
+    found = re.search(r"Unknown attribute '(\w+)' of type Module\(<module '(?!math'|numpy\b)([\w.]+)'", text)
+    if found:
+        return (
+            f"{found.group(1)} of {found.group(2)} cannot be compiled; call functions of math, numpy or your own (by name: "
+            "from m import f), or read a table made before, a numpy array."
+        )
+    found = re.search(r"(?:Untyped global name '|assigned to variable '|= freevar\()(\w+)", text)
+    if not found:
+        return None
+    kind = re.search(r"type of <class '(?:[^']*\.)?(\w+)'>|(?:reflected |empty |type |\()([Ll]ist|set)\b", text)
+    what = f"of type {kind.group(1) or kind.group(2).lower()}" if kind else "no number"
+    return (
+        f"{found.group(1)}, from around it, is {'a class' if what == 'of type type' else what} and cannot be compiled; pass "
+        "numbers by params=, or take them out before, as numbers, tuples or arrays; functions are those of math, numpy and "
+        "your own."
+    )

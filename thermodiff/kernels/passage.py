@@ -322,7 +322,7 @@ def passage(
     in d + 1 rows and ends a path where it passes through zero; its sides are +1 for passing upwards.
 
     ``states`` (d, n) of blocks first ... last - 1 holds the first states and then the last, at the touch for those that
-    stopped.  ``times`` stays at inf and ``sides`` at 0 for paths that touched nothing; of lost ones the time is when that was
+    stopped.  ``times`` stays at inf and ``sides`` at 0 for paths that touched nothing; lost ones have the time when that was
     seen.  ``alive`` is 1 for paths to be waited for, and becomes 0 where one stops, or is lost; lanes without a path have 0.
     Coordinates are kept between ``walls`` (d, 3); ``ring``, which is empty or (d, 3), carries a copy of the state into the
     interval of the watched coordinate where fields are evaluated.

@@ -175,6 +175,30 @@ def test_the_death_of_a_worker_loses_nothing(k: int, tmp_path) -> None:
         assert list(in_order(slow_first, 5, executor)) == [j * j for j in range(5)]
 
 
+class DiesWhileItWrites(DiesOnce):
+    """Leaves half of a result behind, as a worker that is killed while it hands a large one over."""
+
+    def __call__(self, k: int) -> int:
+        if k == self.k and not os.path.exists(self.mark):
+            frame = sys._getframe()
+            while "result_queue" not in frame.f_locals:
+                frame = frame.f_back
+            results = frame.f_locals["result_queue"]
+            results._wlock.acquire()
+            os.write(results._writer.fileno(), (1000).to_bytes(4, "big") + b"half")
+        return super().__call__(k)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_the_death_of_a_worker_in_the_middle_of_a_result_loses_nothing(method: str, tmp_path, monkeypatch) -> None:
+    """The pool of the standard library would wait for the other half for ever."""
+    monkeypatch.setattr(_tasks, "STUCK", 0.5)
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method)) as executor:
+        found = list(in_order(DiesWhileItWrites(7, str(tmp_path / "mark")), 30, executor))
+        assert found == [j * j for j in range(30)]
+        assert (tmp_path / "mark").exists()
+
+
 def test_a_task_that_always_kills_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_tasks, "MOST_DEATHS", 2)
     pools, replacement = [], _tasks._replacement

@@ -13,6 +13,7 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future,
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from contextvars import copy_context
+from multiprocessing.connection import wait
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -238,6 +239,8 @@ MOST_FINISHED = 16
 """Results of such an executor that may wait to be handed on before no more tasks are begun than are handed on."""
 MOST_DEATHS = 20
 """Pools of processes that are replaced before giving up."""
+STUCK = 2.0
+"""Seconds that a pool has to notice that a worker is dead."""
 MOST_IDLE_DEATHS = 2
 """Pools in a row that die before they have finished a task: workers that cannot start would die again."""
 
@@ -254,6 +257,8 @@ def _submitted(task: _Task[T], count: int, executor: Executor, given: Callable[[
                     waiting[j] = pool.submit(task, given(j))
                 while not waiting[k].done():
                     _glance(waiting[k])
+                    if not waiting[k].done():
+                        losses.look(pool)
                 value = waiting[k].result()
             except BrokenExecutor as error:
                 waiting = {j: future for j, future in waiting.items() if _finished(future)}
@@ -289,6 +294,26 @@ class _Losses:
 
     def __init__(self) -> None:
         self.deaths = self.idle = self.done = 0
+        self.seen = math.inf
+        """When a dead worker was first seen in a pool that goes on."""
+
+    def look(self, pool: Executor) -> None:
+        """End a pool that has a dead worker and does not notice.
+
+        It waits for the rest of a result if the worker was killed while it wrote one, and the others cannot write theirs.
+        Once nothing can write there any more, it learns that it is broken.
+        """
+        workers: Any = list((getattr(pool, "_processes", None) or {}).values())
+        if not isinstance(pool, ProcessPoolExecutor) or not wait([worker.sentinel for worker in workers], 0.0):
+            self.seen = math.inf
+            return
+        self.seen = min(self.seen, time.monotonic())
+        if time.monotonic() - self.seen > STUCK:
+            results: Any = pool._result_queue
+            for worker in workers:
+                worker.kill()
+            results._writer.close()
+            self.seen = math.inf
 
     def count(self, error: BrokenExecutor, done: int) -> None:
         """Another has died, after ``done`` tasks in all; raises where another would not help."""

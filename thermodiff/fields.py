@@ -50,6 +50,8 @@ class Field:
     """
 
     kind = "values"
+    maker = "drift"
+    """The decorator that makes it."""
     stale = False
     """Whether this is a stand-in in a worker, see `_arrived`."""
     form = "{name}(x, t, ...)"
@@ -59,7 +61,7 @@ class Field:
         if isinstance(function, Field) or not inspect.isfunction(function):
             bound = inspect.ismethod(function) or isinstance(function, partial)
             raise TypeError(
-                f"{type(self).__name__.lower()}: it decorates a plain Python function {self.form.format(name='f')}, "
+                f"{self.maker}: it decorates a plain Python function {self.form.format(name='f')}, "
                 f"got {type(function).__name__}"
                 + ("; write a function that calls it, and pass what is bound by params=." if bound else ".")
             )
@@ -88,8 +90,10 @@ class Field:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.__name__}({', '.join(('x', 't', *self.parameters))}))"
 
-    def values_of(self, params: Sequence[float] | FloatArray | Mapping[str, float]) -> FloatArray:
+    def values_of(self, params: Sequence[float] | FloatArray | Mapping[str, float], name: str = "params") -> FloatArray:
         """The parameters as an array, (p,), from numbers in their order or by name; those with defaults may be left out.
+
+        ``name`` is that of the argument, for messages.
 
         Raises
         ------
@@ -103,7 +107,7 @@ class Field:
         missing = len(self.parameters) - len(given)
         if 0 < missing <= len(defaults):
             given += defaults[-missing:]
-        numbers = [finite_number(f"params[{j}]", value) for j, value in enumerate(given)]
+        numbers = [finite_number(f"{name}[{j}]", value) for j, value in enumerate(given)]
         if len(numbers) != len(self.parameters):
             need = ", ".join(self.parameters) or "none"
             raise ValueError(
@@ -342,7 +346,7 @@ class FilledDrift(Drift):
 class Potential(Field):
     """U(x, t, ...) -> energy; as a field it is the force -grad U, differentiated exactly at the cost of d evaluations."""
 
-    kind = "gradient"
+    kind, maker = "gradient", "potential"
     gives = "one number, the energy"
 
     def _check_result(self, result: Any, dim: int) -> None:
@@ -353,7 +357,7 @@ class Potential(Field):
 class Diffusivity(Field):
     """D(x, t, ...) -> (D_0, ..., D_{d-1}); as a field it carries the derivatives dD_i/dx_i too, exactly."""
 
-    kind = "spread"
+    kind, maker = "spread", "diffusivity"
 
     def _rows(self, dim: int) -> int:
         return 2 * dim
@@ -362,10 +366,15 @@ class Diffusivity(Field):
 class StopCondition(Field):
     """g(x, t, ...) -> one number, zero where paths stop; as a field it carries its gradient too, exactly."""
 
-    kind = "level"
+    kind, maker = "level", "stop_condition"
     gives = "one number, which is zero where paths stop"
 
-    _check_result = Potential._check_result
+    def _check_result(self, result: Any, dim: int) -> None:
+        if not _is_number(result) or isinstance(result, bool | np.bool_):
+            raise TypeError(
+                f"{self.__name__} must return {self.gives}, got {result!r:.60}; write the difference of what becomes equal "
+                "there, as x[0] - 1.0."
+            )
 
     def _rows(self, dim: int) -> int:
         return 1 + dim

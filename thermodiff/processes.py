@@ -78,7 +78,9 @@ class Langevin:
         self.diffusivity = diffusivity
         self.interpretation = choice("interpretation", interpretation, tuple(TWISTS))
         self.state_dependent = isinstance(diffusivity, Diffusivity)
-        self.diffusivity_params = diffusivity.values_of(diffusivity_params) if self.state_dependent else np.zeros(0)
+        self.diffusivity_params = (
+            diffusivity.values_of(diffusivity_params, "diffusivity_params") if self.state_dependent else np.zeros(0)
+        )
         if not self.state_dependent and np.size(np.asarray(diffusivity_params, dtype=object)):
             raise ValueError(
                 "Langevin: diffusivity_params belong to a diffusivity made by @td.diffusivity, "
@@ -270,9 +272,9 @@ def _real(matrix: Any) -> FloatArray:
 def _require_function_of_time(diffusivity: Callable[..., Any]) -> None:
     """Refuse what cannot be called as D(t), a function of (x, t) above all."""
     if isinstance(diffusivity, Field):
-        made = "drift" if isinstance(diffusivity, Drift) else "potential"
         raise TypeError(
-            f"diffusivity: {diffusivity.__name__} was made by @td.{made}; put @td.diffusivity above the function instead."
+            f"diffusivity: {diffusivity.__name__} was made by @td.{diffusivity.maker}; put @td.diffusivity above the "
+            "function instead."
         )
     try:
         signature = inspect.signature(diffusivity)

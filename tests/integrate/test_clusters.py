@@ -20,6 +20,8 @@ def test_dask_gives_the_bits_of_one_thread() -> None:
     here = td.simulate(process, x0, [0.0, 0.5, 1.0], 1e-2, rng=1)
     system = td.Diffusion(td.paper_mixture(3), td.VP())
     ledger = td.account(system, nodes=8, samples=1000, rng=2)
+    given = {"stop": td.stop_condition(lambda x, t, r: x[0] ** 2 + x[1] ** 2 - r), "stop_params": (1.0,), "rng": 3}
+    passage = td.first_passage(process, x0, t_max=5.0, dt=1e-2, **given)
     with (
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
@@ -27,7 +29,10 @@ def test_dask_gives_the_bits_of_one_thread() -> None:
         executor = client.get_executor()
         there = td.simulate(process, x0, [0.0, 0.5, 1.0], 1e-2, rng=1, executor=executor, chunk=4)
         account = td.account(system, nodes=8, samples=1000, rng=2, executor=executor)
+        passed = td.first_passage(process, x0, t_max=5.0, dt=1e-2, **given, executor=executor, chunk=4)
     np.testing.assert_array_equal(there.states, here.states)
+    np.testing.assert_array_equal(passed.times, passage.times)
+    np.testing.assert_array_equal(passed.states, passage.states)
     for row, values in ledger.samples.items():
         np.testing.assert_array_equal(account.samples[row], values, err_msg=row)
 

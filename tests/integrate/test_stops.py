@@ -203,11 +203,9 @@ def test_the_error_of_the_step_is_of_first_order_at_a_curved_surface() -> None:
 
 @pytest.mark.parametrize("dim", [3, 10, 20])
 def test_out_of_a_ball(dim: int) -> None:
-    """From the centre, where the gradient is zero or has no value: r^2 / 2 d D."""
+    """From the centre, where the root has no slope: r^2 / 2 d D."""
     process = td.Langevin(nowhere, diffusivity=0.5, dim=dim)
-    x0 = np.zeros((N, dim))
-    x0[:, 0] = 1e-9
-    found = first_passage(process, x0, stop=ball, stop_params=(1.0,), t_max=100.0, dt=0.01 / dim, rng=dim)
+    found = first_passage(process, np.zeros((N, dim)), stop=ball, stop_params=(1.0,), t_max=100.0, dt=0.01 / dim, rng=dim)
     assert deviation(found.times, 1.0 / dim) < 4.0
     np.testing.assert_allclose(np.linalg.norm(found.states, axis=1), 1.0, rtol=1e-12)
     assert deviation(found.states[:, -1], 0.0) < 4.0
@@ -270,7 +268,8 @@ def test_a_function_without_a_value_is_told() -> None:
     with pytest.raises(ValueError, match="stop: near_origin has no finite value at 2 of 3 starts"):
         first_passage(process, [[0.5], [-2.0], [-1.0]], **given)
     with pytest.raises(
-        td.DivergenceError, match=r"the first by t = 0\.5 \(key \d+, \d+\), or stop has no finite value where they went; use"
+        td.DivergenceError,
+        match=r"the first by t = 0\.5 \(key \d+, \d+\), or stop has no finite value or gradient where they went; use",
     ):
         first_passage(process, np.full((500, 1), -0.5), **given)
     found = first_passage(process, np.full((500, 1), -0.5), **given, on_divergence="mark")
@@ -293,6 +292,9 @@ def test_a_function_without_a_value_is_told() -> None:
             "give stop=, or low, high and coordinate, not both",
         ),
         ({"stop": first, "stop_params": (0.0,)}, ValueError, "3 of 3 paths start where first is zero"),
+        ({"stop": first, "stop_params": ("a",)}, TypeError, r"stop_params\[0\] must be a number, got 'a'"),
+        ({"stop": first, "stop_params": (1.0,), "low": np.zeros(2)}, ValueError, "give stop=, or low, high and coordinate"),
+        ({}, ValueError, r"low and high must leave an interval with at least one end, got .*; give one, or stop="),
         ({"stop": first}, ValueError, r"first takes 1 parameters \(level\), got 0"),
         ({"high": 1.0, "stop_params": (0.0,)}, ValueError, r"stop_params belong to stop=, which is missing; got \(0.0,\)"),
     ],
@@ -300,6 +302,13 @@ def test_a_function_without_a_value_is_told() -> None:
 def test_bad_arguments_get_a_sentence(keywords: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         first_passage(td.Langevin(steady, (0.0,), 0.5, dim=1), np.zeros((3, 1)), t_max=1.0, dt=0.1, **keywords)
+
+
+def test_a_condition_in_place_of_something_else() -> None:
+    with pytest.raises(TypeError, match="first was made by @td.stop_condition; put @td.diffusivity above the function"):
+        td.Langevin(steady, (0.0,), first, dim=1)
+    with pytest.raises(TypeError, match="stop_condition: it decorates a plain Python function"):
+        td.stop_condition(first)
 
 
 def test_a_condition_returns_one_number() -> None:
@@ -310,3 +319,162 @@ def test_a_condition_returns_one_number() -> None:
 @td.stop_condition
 def pair(x, t):
     return x[0], 1.0
+
+
+@td.drift
+def escaping(x, t):
+    return (x[0] ** 3,)
+
+
+@td.stop_condition
+def raised(x, t):
+    return x[0] + 1.0
+
+
+@pytest.mark.parametrize("ends", [{"low": -1.0}, {"stop": raised}])
+@pytest.mark.filterwarnings("ignore:the step")
+def test_paths_that_escape_are_lost_and_not_stopped(ends: dict) -> None:
+    """dx = x^3 dt + dW from 0.9 reaches -1 before infinity with the chance that the scale function says."""
+    process, x0 = td.Langevin(escaping, diffusivity=0.5, dim=1), np.full((4000, 1), 0.9)
+    given = {"t_max": 50.0, "dt": 1e-3, "rng": 0}
+    with pytest.raises(td.DivergenceError, match="paths left the finite numbers, the first by t = "):
+        first_passage(process, x0, **ends, **given)
+    found = first_passage(process, x0, **ends, **given, on_divergence="mark")
+    np.testing.assert_array_equal(found.diverged, found.sides == 0)
+    scale = [integrate.quad(lambda y: np.exp(-0.5 * y**4), a, np.inf)[0] for a in (0.9, -1.0)]
+    chance = scale[0] / scale[1]
+    assert abs(np.mean(found.sides == -1) - chance) < 4.0 * np.sqrt(chance * (1.0 - chance) / len(x0))
+    np.testing.assert_allclose(found.states[found.sides == -1], -1.0, rtol=1e-12)
+
+
+@td.drift
+def sliding(x, t, v):
+    return v, 0.0
+
+
+@td.stop_condition
+def bent(x, t):
+    return x[0] - 1.0 + 0.1 * x[1] ** 2
+
+
+@td.stop_condition
+def energy(x, t):
+    return 0.5 * np.log(0.5 * (x[0] ** 2 + x[1] ** 2))
+
+
+@pytest.mark.parametrize("dt", [0.05, 0.005])
+@pytest.mark.filterwarnings("ignore:the step .* is too large for the rotation")
+def test_noise_along_one_coordinate_only(dt: float) -> None:
+    """Where a surface bends away from the noise there may be none in its direction; x0 = v t is exact on the way."""
+    process = td.Langevin(sliding, (0.3,), [0.0, 0.5], dim=2)
+    found = first_passage(process, np.zeros((N, 2)), stop=bent, t_max=100.0, dt=dt, rng=1)
+    np.testing.assert_allclose(found.states[:, 0] + 0.1 * found.states[:, 1] ** 2, 1.0, rtol=0.0, atol=1e-9)
+    np.testing.assert_allclose(found.states[:, 0], 0.3 * found.times, rtol=1e-12)
+    kicked = td.Langevin(oscillator, (), [0.0, 0.2], dim=2)
+    found = first_passage(kicked, np.tile([0.1, 0.0], (N, 1)), stop=energy, t_max=100.0, dt=dt, rng=2)
+    assert np.all(found.sides == 1)
+    np.testing.assert_allclose(np.sum(found.states**2, axis=1), 2.0, rtol=1e-9)
+
+
+@td.stop_condition
+def steep(x, t):
+    return np.exp(x[0] ** 2) - 1.2
+
+
+def test_a_surface_out_of_reach_is_not_touched() -> None:
+    """The plane that a steep function seems to have far away is no surface: nothing stops before it is there."""
+    process = td.Langevin(steady, (-5.0,), 0.5, dim=1)
+    found = first_passage(process, np.full((500, 1), 15.0), stop=steep, t_max=9.0, dt=0.01, rng=0)
+    np.testing.assert_allclose(found.states, np.sqrt(np.log(1.2)), rtol=1e-9)
+    assert found.times.min() > 1.5
+
+
+@td.stop_condition
+def kinked(x, t):
+    return max(abs(x[0]), abs(x[1])) - 1.0
+
+
+def test_out_of_a_square() -> None:
+    """From the middle: the mean time by the series of Poisson's equation, and each side alike."""
+    process = td.Langevin(free, diffusivity=0.5, dim=2)
+    found = first_passage(process, np.zeros((N, 2)), stop=kinked, t_max=99.0, dt=1e-3, rng=9)
+    k = np.arange(1, 60, 2)
+    series = np.sum((-1.0) ** ((k - 1) // 2) / (k**3 * np.cosh(0.5 * np.pi * k)))
+    assert deviation(found.times, 1.0 - 32.0 / np.pi**3 * series) < 4.0
+    np.testing.assert_allclose(np.abs(found.states).max(axis=1), 1.0, rtol=1e-9)
+    for column in found.states.T:
+        assert deviation(column, 0.0) < 4.0
+
+
+@td.diffusivity
+def square(x, t):
+    return (0.5 * x[0] ** 2,)
+
+
+@td.stop_condition
+def logarithmic(x, t):
+    return abs(np.log(x[0])) - 1.0
+
+
+@pytest.mark.parametrize(("meaning", "twist"), [("ito", 0.0), ("stratonovich", 0.5), ("isothermal", 1.0)])
+def test_noise_that_depends_on_the_state(meaning: str, twist: float) -> None:
+    """D = x^2 / 2: ln x has the drift twist - 1/2 and variance t, and leaves [-1, 1] as Wald's identity says."""
+    process = td.Langevin(steady, (0.0,), square, dim=1, interpretation=meaning)
+    found = first_passage(process, np.ones((N, 1)), stop=logarithmic, t_max=99.0, dt=1e-3, rng=4)
+    v = twist - 0.5
+    up = 0.5 if v == 0.0 else np.expm1(-2.0 * v) / np.expm1(-4.0 * v)
+    assert deviation(found.states[:, 0] > 1.0, up) < 4.0
+    assert deviation(found.times, 1.0 if v == 0.0 else (2.0 * up - 1.0) / v) < 4.0
+
+
+@td.stop_condition
+def jumping(x, t):
+    return 1.0 if x[0] > 1.0 else -1.0
+
+
+def test_a_function_that_jumps_is_warned_of() -> None:
+    """It is met where it jumps, but only by steps that end beyond."""
+    process = td.Langevin(steady, (0.8,), 0.1, dim=1)
+    with pytest.warns(RuntimeWarning, match="stop: jumping has no gradient where paths stopped, so that touches between"):
+        found = first_passage(process, np.zeros((300, 1)), stop=jumping, t_max=99.0, dt=0.01, rng=0)
+    np.testing.assert_allclose(found.states, 1.0, rtol=1e-12)
+
+
+@td.stop_condition
+def at_times_nothing(x, t):
+    if x[0] > -0.5:
+        return x[0] - 1.0
+
+
+@td.stop_condition
+def comparing(x, t):
+    return x[0] > 1.0
+
+
+def test_functions_that_give_no_number() -> None:
+    process = td.Langevin(steady, (0.0,), 0.5, dim=1)
+    given = {"x0": np.zeros((3, 1)), "t_max": 1.0, "dt": 0.1}
+    with pytest.raises(TypeError, match="at_times_nothing gives None in some branch; give a number in each, or nan"):
+        first_passage(process, stop=at_times_nothing, **given)
+    with pytest.raises(
+        TypeError, match=r"must return one number, .*, got False; write the difference of what becomes equal"
+    ):
+        first_passage(process, stop=comparing, **given)
+
+
+def test_a_function_that_jumps_where_a_ring_closes_is_refused() -> None:
+    ring = td.Langevin(steady, (0.0,), 0.5, dim=1, boundaries={0: ("periodic", 0.0, 5.0)})
+    with pytest.raises(
+        ValueError, match="stop: first jumps from 4 to -1 where the ring of coordinate 0 closes, at 5; write"
+    ):
+        first_passage(ring, [[0.2]], stop=first, stop_params=(1.0,), t_max=1.0, dt=0.1)
+
+
+def test_a_mirror_before_the_surface_costs_an_error_of_the_step() -> None:
+    """From 0.05 between a mirror at 0 and 0.1; as a level it is exact, whatever the step."""
+    process = td.Langevin(steady, (0.0,), 0.5, dim=1, boundaries={0: ("reflecting", 0.0, np.inf)})
+    given = {"x0": np.full((N, 1), 0.05), "t_max": 9.0, "rng": 0}
+    coarse, fine = (first_passage(process, stop=first, stop_params=(0.1,), dt=dt, **given).times for dt in (1e-2, 1e-4))
+    assert deviation(coarse, 0.0075) > 4.0
+    assert deviation(fine, 0.0075) < 4.0
+    assert deviation(first_passage(process, high=0.1, dt=1e-2, **given).times, 0.0075) < 4.0

@@ -318,3 +318,19 @@ def test_text_may_be_compared() -> None:
         return (1.0 if way == "up" else -1.0,)
 
     assert directed.at([[0.5], [-0.5]]).tolist() == [[1.0], [-1.0]]
+
+
+def none_within(x, t):
+    return (x[0] if x[0] < 5.0 else None,)
+
+
+def none_at_times(x, t):
+    if x[0] < 5.0:
+        return x[0] * x[0]
+
+
+@pytest.mark.parametrize(("made", "function"), [(td.drift, none_within), (td.potential, none_at_times)])
+def test_none_in_a_branch_is_told(made, function) -> None:
+    """Numba would print an error for each path, and go on with what happens to stand there."""
+    with pytest.raises(UserFunctionError, match=f"{function.__name__} gives None in some branch; give a number in each"):
+        made(function).at([[0.5]])

@@ -20,7 +20,15 @@ from thermodiff.fields import StopCondition
 from thermodiff.integrate.boundaries import require_inside, warn_of_oblique_mirrors
 from thermodiff.integrate.checkpoint import Checkpoint, description, per_task
 from thermodiff.integrate.run import BREATH, CALL, STRETCH
-from thermodiff.integrate.stability import MOST_PATHS, MOST_TIMES, SEE_WHETHER, sampled, warn_if_too_large
+from thermodiff.integrate.stability import (
+    MOST_PATHS,
+    MOST_TIMES,
+    SEE_WHETHER,
+    sampled,
+    shown,
+    warn_if_too_large,
+    without_value,
+)
 from thermodiff.integrate.stops import Levels, Surface
 from thermodiff.kernels import langevin
 from thermodiff.kernels.jit import LANES
@@ -154,21 +162,40 @@ def first_passage(
     with reporting(progress, "first_passage") as report:
         paths, seen = _all(run, x0, ranges, executor, saved, report)
     times, states = paths.times, paths.states
-    sides = ends.touched(paths.sides, states)
+    sides = ends.touched(paths)
     lost: npt.NDArray[np.bool_] = np.logical_not(np.isfinite(states).all(axis=1))
     if lost.any() and on_divergence == "raise":
-        first, other = min(times[lost].min(), t_max), "" if stop is None else ", or stop has no finite value where they went"
-        raise DivergenceError(
-            f"{lost.sum()} of {len(x0)} paths left the finite numbers, the first by t = {first:.6g} (key {key[0]}, {key[1]})"
-            f'{other}; use a smaller dt, or on_divergence="mark" to go on without them. '
-            + SEE_WHETHER.format("where the paths go")
-        )
+        _raise_divergence(process, x0, t0, min(times[lost].min(), t_max), lost, key, stop)
     times[lost], sides[lost] = np.nan, 0
     if not warned:
         end = float(np.clip(np.nanmedian(times[some]), t0, t_max)) if not lost[some].all() else t_max
         on_way = [(t, h, ends.ringed(x)) for t, h, x in seen]
         warn_if_too_large(process, [*on_way, (end, h, states[some])], **how_long, stacklevel=2)
     return Passage(times, sides, states, (int(key[0]), int(key[1])), lost if on_divergence == "mark" else None)
+
+
+def _raise_divergence(
+    process: Langevin,
+    x0: FloatArray,
+    t0: float,
+    first: float,
+    lost: npt.NDArray[np.bool_],
+    key: npt.NDArray[np.uint32],
+    stop: StopCondition | None,
+) -> None:
+    """Say how many paths were lost, and by when the ``first``."""
+    other = "" if stop is None else ", or stop has no finite value or gradient where they went"
+    found, why = without_value(process, x0, t0), SEE_WHETHER.format("where the paths go")
+    if found is not None:
+        what, bad = found
+        why = (
+            f"At the start of {bad.sum()} paths, first of path {np.argmax(bad)}, at x = {shown(x0[np.argmax(bad)])}, t = "
+            f"{t0:g}, {what}: start elsewhere, or correct the function."
+        )
+    raise DivergenceError(
+        f"{lost.sum()} of {len(x0)} paths left the finite numbers, the first by t = {first:.6g} (key {key[0]}, {key[1]})"
+        f'{other}; use a smaller dt, or on_divergence="mark" to go on without them. {why}'
+    )
 
 
 def _ends(process: Langevin, low: Any, high: Any, coordinate: Any, stop: Any, stop_params: Any) -> Levels | Surface:
@@ -180,7 +207,8 @@ def _ends(process: Langevin, low: Any, high: Any, coordinate: Any, stop: Any, st
         if coordinate >= process.dim:
             raise ValueError(f"coordinate must be below dim = {process.dim}, got {coordinate}.")
         return Levels.of(coordinate, low, high, process.walls[coordinate])
-    if (low, high, coordinate) != (-np.inf, np.inf, 0):
+    usual = ((low, -np.inf), (high, np.inf), (coordinate, 0))
+    if not all(np.ndim(value) == 0 and value == default for value, default in usual):
         raise ValueError("give stop=, or low, high and coordinate, not both; a level can be part of the stop condition.")
     return Surface.of(stop, stop_params, process.walls)
 

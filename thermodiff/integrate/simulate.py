@@ -24,7 +24,7 @@ from thermodiff.integrate.path import Path
 from thermodiff.integrate.pieces import pieces
 from thermodiff.integrate.reducers import Reducer
 from thermodiff.integrate.run import EXACT, Run, reduced_also
-from thermodiff.integrate.stability import MOST_PATHS, SEE_WHETHER, sampled, warn_if_too_large
+from thermodiff.integrate.stability import MOST_PATHS, SEE_WHETHER, sampled, shown, warn_if_too_large, without_value
 from thermodiff.kernels import langevin
 from thermodiff.kernels.jit import LANES
 from thermodiff.processes import Langevin, Linear
@@ -253,38 +253,23 @@ def _why(process: Langevin, t: float, x: FloatArray, after: FloatArray) -> str:
     x = x[np.isnan(after).any(axis=1) & (np.abs(x) < FAR).all(axis=1)]
     if not len(x):
         return ""
-    found = _without_value(process, x, t)
+    found = without_value(process, x, t)
     if found is None:
-        return f" {SEE_WHETHER.format(f'near x = {_shown(x[0])}')}"
+        return f" {SEE_WHETHER.format(f'near x = {shown(x[0])}')}"
     what, bad = found
-    return f" Before, at x = {_shown(x[np.argmax(bad)])}, t = {t:.6g}, {what}: correct the function if paths may go there."
+    return f" Before, at x = {shown(x[np.argmax(bad)])}, t = {t:.6g}, {what}: correct the function if paths may go there."
 
 
 def _require_finite_start(process: Langevin, x0: FloatArray, t: float) -> None:
     """Say so where the drift or D has no value at a start: no dt would help."""
-    found = _without_value(process, x0, t)
+    found = without_value(process, x0, t)
     if found is not None:
         what, bad = found
         k = int(np.argmax(bad))
         raise DivergenceError(
-            f"{what} at the start of {int(bad.sum())} of {len(x0)} paths, first of path {k}, at x = {_shown(x0[k])}, t = "
+            f"{what} at the start of {int(bad.sum())} of {len(x0)} paths, first of path {k}, at x = {shown(x0[k])}, t = "
             f"{t:g}; start elsewhere, or correct the function."
         )
-
-
-def _without_value(process: Langevin, x: FloatArray, t: float) -> tuple[str, npt.NDArray[np.bool_]] | None:
-    """What is wrong with the drift or D at some of the points x (n, d), and at which."""
-    with np.errstate(all="ignore"):
-        bad = {"the drift is not finite": ~np.isfinite(process.force(x, t)).all(axis=1)}
-        if process.state_dependent:
-            level = process.diffusivity.at(x, t, process.diffusivity_params)[:, : process.dim]
-            bad["the diffusivity is not finite"] = ~np.isfinite(level).all(axis=1)
-            bad["the diffusivity is negative"] = (level < 0.0).any(axis=1)
-    return next(((what, np.asarray(where)) for what, where in bad.items() if where.any()), None)
-
-
-def _shown(x: FloatArray) -> str:
-    return np.array2string(x, precision=6, threshold=8)
 
 
 def _first_loss(run: Run, block: int, x: FloatArray, latest: float) -> tuple[float, float, FloatArray, FloatArray]:

@@ -188,3 +188,19 @@ def _spectral_radius(matrices: FloatArray) -> FloatArray:
         logarithm += np.log(size) / 2**k
         power = np.einsum("nij,njk->nik", power / size[:, None, None], power / size[:, None, None])
     return np.exp(logarithm + np.log(np.linalg.norm(power, axis=(1, 2))) / 2**_SQUARINGS)
+
+
+def without_value(process: Langevin, x: FloatArray, t: float) -> tuple[str, npt.NDArray[np.bool_]] | None:
+    """What is wrong with the drift or D at some of the points x (n, d), and at which."""
+    with np.errstate(all="ignore"):
+        bad = {"the drift is not finite": ~np.isfinite(process.force(x, t)).all(axis=1)}
+        if process.state_dependent:
+            level = process.diffusivity.at(x, t, process.diffusivity_params)[:, : process.dim]
+            bad["the diffusivity is not finite"] = ~np.isfinite(level).all(axis=1)
+            bad["the diffusivity is negative"] = (level < 0.0).any(axis=1)
+    return next(((what, np.asarray(where)) for what, where in bad.items() if where.any()), None)
+
+
+def shown(x: FloatArray) -> str:
+    """A point, for a message."""
+    return np.array2string(x, precision=6, threshold=8)

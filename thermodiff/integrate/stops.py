@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from thermodiff._check import finite_number
 from thermodiff.fields import StopCondition
 from thermodiff.integrate.checkpoint import code_of
+from thermodiff.integrate.stability import MOST_PATHS, sampled
 from thermodiff.kernels import langevin
 from thermodiff.kernels.passage import SURFACE
 from thermodiff.processes import Compiled
@@ -21,6 +23,19 @@ Sides = npt.NDArray[np.int64]
 
 CLOSEST = 1e-150
 """Least distance of the levels."""
+
+
+class Paths(Protocol):
+    """Paths at their end: times and sides (n,), states (n, d)."""
+
+    @property
+    def times(self) -> FloatArray: ...
+
+    @property
+    def sides(self) -> Sides: ...
+
+    @property
+    def states(self) -> FloatArray: ...
 
 
 class Watched(NamedTuple):
@@ -114,8 +129,9 @@ class Levels:
         x[:, self.coordinate] -= length * np.floor((x[:, self.coordinate] - self.wall[1]) / length)
         return x
 
-    def touched(self, sides: Sides, states: FloatArray) -> Sides:
-        """Sides as they are told; the watched coordinate of ``states`` is put on its level where one was touched."""
+    def touched(self, paths: Paths) -> Sides:
+        """Sides as they are told; the watched coordinate is put on its level where one was touched."""
+        sides, states = paths.sides, paths.states
         level = np.where(sides > 0, self.high, self.low) if self.only is None else self.only
         if self.ring:
             level = np.where(level > self.wall[2], level - (self.wall[2] - self.wall[1]), level)
@@ -152,7 +168,7 @@ class Surface:
                 f"stop must be made by @td.stop_condition, got {type(condition).__name__}; put the decorator above a "
                 "function (x, t, ...) that returns one number, which is zero where paths stop."
             )
-        return cls(condition, condition.values_of(params), walls)
+        return cls(condition, condition.values_of(params, "stop_params"), walls)
 
     def carried(self, x0: FloatArray, t0: float) -> FloatArray:
         """The starts, on rings by whole turns to between their ends.
@@ -166,6 +182,7 @@ class Surface:
         for i in np.flatnonzero(self.walls[:, 0] == langevin.PERIODIC):
             low, length = self.walls[i, 1], self.walls[i, 2] - self.walls[i, 1]
             x0[:, i] -= length * np.floor((x0[:, i] - low) / length)
+        self._require_periodic(x0[sampled(len(x0), MOST_PATHS)], t0)
         values, name = self.condition.at(x0, t0, self.params)[:, 0], self.condition.__name__
         lost, on = np.count_nonzero(~np.isfinite(values)), np.count_nonzero(values == 0.0)
         if lost:
@@ -174,11 +191,35 @@ class Surface:
             raise ValueError(f"stop: {on} of {len(x0)} paths start where {name} is zero; start them on either side.")
         return x0
 
+    def _require_periodic(self, x: FloatArray, t: float) -> None:
+        """Refuse a function that jumps where a ring closes: that would be a passage."""
+        for i in np.flatnonzero(self.walls[:, 0] == langevin.PERIODIC):
+            ends = np.repeat(x[None], 2, axis=0)
+            ends[0, :, i], ends[1, :, i] = self.walls[i, 1:]
+            low, high = (self.condition.at(end, t, self.params)[:, 0] for end in ends)
+            apart = np.abs(high - low) > 1e-6 * (np.abs(high) + np.abs(low) + np.abs(high - low).max())
+            if apart.any():
+                k = int(np.argmax(apart))
+                raise ValueError(
+                    f"stop: {self.condition.__name__} jumps from {high[k]:g} to {low[k]:g} where the ring of coordinate {i} "
+                    f"closes, at {self.walls[i, 2]:g}; write it with sin and cos of whole turns, or use low= and high=."
+                )
+
     def ringed(self, x: FloatArray) -> FloatArray:
         return x
 
-    def touched(self, sides: Sides, states: FloatArray) -> Sides:
-        return sides
+    def touched(self, paths: Paths) -> Sides:
+        """Sides as they are; warns where the function has no gradient, as one that jumps."""
+        some = np.flatnonzero(paths.sides)[:MOST_PATHS]
+        at = [self.condition.at(paths.states[k : k + 1], float(paths.times[k]), self.params)[0, 1:] for k in some]
+        if some.size and not np.any(at):
+            warnings.warn(
+                f"stop: {self.condition.__name__} has no gradient where paths stopped, so that touches between the ends of "
+                "steps were not seen; write it as a number that passes through zero, as x[0] - 1.0.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return paths.sides
 
     def description(self) -> dict[str, Any]:
         return {"stop": code_of(self.condition.function), "stop_params": self.params.tolist()}
@@ -196,7 +237,9 @@ def _levels(low: Any, high: Any, *, around: bool) -> tuple[float, float]:
     )
     ordered = low < high or (around and low != high and np.isfinite(low) and np.isfinite(high))
     if not ordered or (np.isinf(low) and np.isinf(high)):
-        raise ValueError(f"low and high must leave an interval with at least one end, got ({low:g}, {high:g}).")
+        raise ValueError(
+            f"low and high must leave an interval with at least one end, got ({low:g}, {high:g}); give one, or stop=."
+        )
     if abs(high - low) < CLOSEST:
         raise ValueError(f"low and high are {high - low:g} apart, which float64 cannot square; choose larger units.")
     return low, high

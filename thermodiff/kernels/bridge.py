@@ -94,8 +94,13 @@ def _touch_time(distance, beyond, variance, normal, uniform):
 
 @inline
 def near(x, y, low, high, variance):
-    """Whether a level is in reach of a step from x to y; without noise, it is if the step ends on it."""
-    return 2.0 * min((high - x) * (high - y), (x - low) * (y - low)) <= OUT_OF_REACH * variance
+    """Whether a level is in reach of a step from x to y; without noise, it is if the step ends on it.
+
+    No level is where it is infinite, and none in reach of a step to where there are no numbers: that path is lost.
+    """
+    reach = OUT_OF_REACH * variance
+    meets = 2.0 * (high - x) * (high - y) <= reach or 2.0 * (x - low) * (y - low) <= reach
+    return meets and abs(y) < np.inf and variance < np.inf
 
 
 @inline
@@ -113,8 +118,7 @@ def first_touch(x, y, low, high, variance, key, path, step, first):
     lane = path % LANES
     one, two, three, four = first[0, lane], first[1, lane], first[2, lane], first[3, lane]
     width, left, number = high - low, variance, 0
-    # What is not a number touches nothing.
-    while left > 0.0 and x == x and y == y:
+    while left > 0.0 and abs(y) < np.inf:
         piece, end = left, y
         if piece > width * width:
             piece = width * width

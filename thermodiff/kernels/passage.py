@@ -34,11 +34,15 @@ LOST_EVERY = 64
 SURFACE = -1
 """In place of the number of a coordinate: a function is watched."""
 FAR = 1e150
-"""Far beyond any path: where there is no level."""
+"""Size of a level from which on there is none."""
 CORRECTIONS = 20
 """Newton's steps at most that take the place of a touch onto the surface; it is a step squared away, so two are common."""
 CLOSE = 1e-5
 """Share of a step's noise from which one of them goes to all digits."""
+LONGEST, REACH = 2.0, 6.0
+"""Of one of them, and of all together, in units of a step's noise: a surface that is further away was not touched."""
+HALVINGS = 60
+"""Places at most at which a surface is looked for along a straight line."""
 
 
 @inline
@@ -61,47 +65,86 @@ def _stop(stop, watched, low, high, t, h, kind, mix, key, block, step, first, mo
             continue
         path = block * LANES + lane
         side, fraction = first_touch(old[lane], new[lane], low, high, variance[lane], key, path, step, first)
-        if side != 0:
-            times[lane] = t + h * fraction
-            sides[lane] = side * int(flip[lane])
-            alive[lane] = 0.0
-            stopped += 1
-            ahead = flip[lane] * ((high if side > 0 else low) - old[lane])
-            place_at_touch(before, slope, kick, normal, ahead, fraction, h, kind, mix, spread, key, path, step, line, push)
-            _onto(stop, surface, times[lane], h, kind, mix, spread, line, push, lane)
-            for i in range(line.size):
-                x[i, lane] = line[i]
+        if side == 0:
+            continue
+        ahead = flip[lane] * ((high if side > 0 else low) - old[lane])
+        place_at_touch(before, slope, kick, normal, ahead, fraction, h, kind, mix, spread, key, path, step, line, push)
+        if surface[0].shape[0] > 0 and not _onto(stop, surface, t + h * fraction, h, kind, mix, spread, line, push, lane):
+            # A plane was met, but no surface is there; if the step ends behind one, that lies on the way.
+            if new[lane] < 0.0:
+                continue
+            fraction = _on_chord(stop, surface, t, h, before, slope, kick, old, new, flip, line, lane)
+        times[lane], sides[lane], alive[lane] = t + h * fraction, side * int(flip[lane]), 0.0
+        stopped += 1
+        for i in range(line.size):
+            x[i, lane] = line[i]
     return stopped
 
 
 @subroutine
+def _look(stop, surface, t, line, lane):
+    """The function at a state ``line``, which is carried back between the walls, with its gradient in ``glance``.
+
+    Fields and walls take whole blocks; the other lanes hold what they did.
+    """
+    glance, place, stop_params, moment, walls, turned = surface
+    for i in range(line.size):
+        place[i, lane] = line[i]
+    _reflect(place, walls, turned)
+    _wrap(place, walls)
+    for i in range(line.size):
+        line[i] = place[i, lane]
+    moment[0] = t
+    stop(place, moment, stop_params, glance)
+    return glance[0, lane]
+
+
+@subroutine
 def _onto(stop, surface, t, h, kind, mix, spread, line, push, lane):
-    """Move a state ``line``, in the direction of noise, onto the surface, which there is where ``glance`` has rows."""
-    stop_params, place, glance, moment, walls, turned = surface
-    if glance.shape[0] == 0:
-        return
-    moment[0], away = t, np.inf
-    for turn in range(CORRECTIONS + 1):
-        # Field and walls take whole blocks; the other lanes hold what they did.
+    """Move a state ``line``, in the direction of noise, onto the surface; returns whether that is in reach."""
+    normal, root, gone = surface[0][1:], np.sqrt(h), 0.0
+    for _ in range(CORRECTIONS):
+        value = _look(stop, surface, t, line, lane)
+        noise_along(normal, kind, mix, spread, lane, push)
+        variance = 0.0
         for i in range(line.size):
-            place[i, lane] = line[i]
-        _reflect(place, walls, turned)
-        _wrap(place, walls)
+            variance += normal[i, lane] * push[i]
+        away = abs(value) / np.sqrt(variance)
+        if not away < np.inf:
+            return False
+        part = min(LONGEST * root / away, 1.0) if away > 0.0 else 1.0
+        gone += part * away
+        if gone > REACH * root:
+            return False
         for i in range(line.size):
-            line[i] = place[i, lane]
-        if away <= CLOSE or turn == CORRECTIONS:
-            return
-        stop(place, moment, stop_params, glance)
-        noise_along(glance[1:], kind, mix, spread, lane, push)
-        variance, value = 0.0, glance[0, lane]
+            line[i] -= part * value / variance * push[i]
+        if away <= CLOSE * root:
+            _look(stop, surface, t, line, lane)
+            return True
+    return False
+
+
+@subroutine
+def _on_chord(stop, surface, t, h, before, slope, kick, old, new, flip, line, lane):
+    """Fraction of a step after which a straight line between its ends meets the surface, and that state into ``line``.
+
+    By false positions (the Illinois rule), between a place on the first side and one that is not.
+    """
+    first, last, one, two, side = 0.0, 1.0, old[lane], new[lane], 0
+    for _ in range(HALVINGS):
+        at = (first * two - last * one) / (two - one)
+        if not first < at < last:
+            at = 0.5 * (first + last)
         for i in range(line.size):
-            variance += glance[1 + i, lane] * push[i]
-        # Not a number, or no noise: it stays.
-        if not (variance > 0.0 and abs(value / variance) < np.inf):
-            return
-        away = abs(value) / np.sqrt(h * variance)
-        for i in range(line.size):
-            line[i] -= value / variance * push[i]
+            line[i] = before[i, lane] + at * (h * slope[i, lane] + kick[i, lane])
+        value = flip[lane] * _look(stop, surface, t + h * at, line, lane)
+        if value < 0.0:
+            first, one, two, side = at, value, two * (0.5 if side < 0 else 1.0), -1
+        else:
+            last, two, one, side = at, value, one * (0.5 if side > 0 else 1.0), 1
+        if abs(value) <= 1e-14 * (new[lane] - old[lane]) or last - first <= 1e-14:
+            return at
+    return at
 
 
 @subroutine
@@ -120,11 +163,11 @@ def _lost(x, t, alive, times):
 
 
 @subroutine
-def _blind(value, x, t, alive, times):
-    """Make those paths lost for which the watched function has no value at t; returns how many."""
+def _blind(value, variance, x, t, alive, times):
+    """Make those paths lost for which the watched function or its gradient has no value by t; returns how many."""
     lost = 0
     for lane in range(LANES):
-        if alive[lane] > 0.0 and not abs(value[lane]) < np.inf:
+        if alive[lane] > 0.0 and not (abs(value[lane]) < np.inf and variance[lane] < np.inf):
             x[0, lane], alive[lane], times[lane] = np.nan, 0.0, t
             lost += 1
     return lost
@@ -209,7 +252,7 @@ def _watch(
     if on_line:
         old, new, normal = before[coordinate], x[coordinate], first_sight
     watched, motion = (old, new, variance, flip), (x, before, slope, kick, spread, normal, work[0], work[1])
-    surface = (stop_params, place, glance, moment, walls, turned)
+    surface = (glance, place, stop_params, moment, walls, turned)
     if not on_line:
         moment[0] = start + begin * h
         stop(x, moment, stop_params, sight)
@@ -240,8 +283,8 @@ def _watch(
             copy_lanes(sight, 0, first_sight, 0)
             moment[0] = start + (k + 1) * h
             stop(x, moment, stop_params, sight)
-            left -= _blind(sight[0], x, moment[0], awake, own_times)
             _see(first_sight, sight, kind, now, spread, h, watched)
+            left -= _blind(new, variance, x, start + (k + 1) * h, awake, own_times)
         if _reach(old, new, low, high, variance, awake):
             fill_uniforms(key, block * LANES, k, BRIDGE, chance)
             left -= _stop(
@@ -334,7 +377,8 @@ def passage(
     row, confined, turned, scales = np.zeros(4), False, lanes(dim), np.empty(dim)
     work, moment, rows = np.empty((2, dim)), np.zeros(4), dim + 1 if surface else 0
     sights = (lanes(rows if surface else dim), lanes(rows), lanes(rows), lanes(2))
-    low, high, flip[:], place[:], sights[0][:] = max(low, -FAR), min(high, FAR), 1.0, 0.0, 0.0
+    low, high = low if low > -FAR else -np.inf, high if high < FAR else np.inf
+    flip[:], place[:], sights[0][:] = 1.0, 0.0, 0.0
     if not surface:
         sights[0][coordinate] = 1.0
     for i in range(dim):

@@ -138,9 +138,9 @@ def lane_field(function: Callable[..., Any], dim: int, parameters: int, kind: st
         else:
             dispatcher = _safe_view(compiled, dim, parameters, kind)
     except _REFUSALS as error:
-        _check_length(function.__name__, compiled, dim, kind)
+        _check_returned(function.__name__, compiled, dim, kind)
         raise UserFunctionError(_reason(function.__name__, str(error))) from None
-    _check_length(function.__name__, compiled, dim, kind)
+    _check_returned(function.__name__, compiled, dim, kind)
     return UserKernel(dispatcher)
 
 
@@ -210,17 +210,21 @@ def _guarded(scope: dict[str, Any], dim: int, parameters: int, kind: str) -> Any
     return numba.njit(**_OPTIONS, forceinline=True)(made["guarded"])
 
 
-def _check_length(name: str, compiled: Any, dim: int, kind: str) -> None:
+def _check_returned(name: str, compiled: Any, dim: int, kind: str) -> None:
     """What the function was found to return by compiling it: a trial call may not have come to an end."""
     returned = [made.signature.return_type for made in compiled.overloads.values()]
-    if kind not in ("values", "spread") or not returned:
+    if kind == "filled" or not returned:
         return
-    if not isinstance(returned[0], types.BaseTuple):
-        raise UserFunctionError(f"{name} must return a tuple of d numbers, as (a, b) for dim = 2.")
-    if len(returned[0]) != dim:
-        raise UserFunctionError(
-            f"{name} returns {len(returned[0])} numbers, but dim = {dim}; return one for each coordinate."
-        )
+    if kind in ("values", "spread"):
+        if not isinstance(returned[0], types.BaseTuple):
+            raise UserFunctionError(f"{name} must return a tuple of d numbers, as (a, b) for dim = 2.")
+        if len(returned[0]) != dim:
+            raise UserFunctionError(
+                f"{name} returns {len(returned[0])} numbers, but dim = {dim}; return one for each coordinate."
+            )
+    entries = returned[0].types if isinstance(returned[0], types.BaseTuple) else returned
+    if any(isinstance(entry, types.Optional | types.NoneType) for entry in entries):
+        raise UserFunctionError(f"{name} gives None in some branch; give a number in each, or nan where a path must not go.")
 
 
 def _given(parameters: int) -> str:

@@ -311,3 +311,24 @@ def test_paths_that_run_away_are_no_sign_of_a_function_without_a_value() -> None
                 td.simulate(
                     td.Langevin(drift, diffusivity=0.1, dim=1), np.full((3, 1), 2.0), 5.0, 0.01, method=method, rng=0
                 )
+
+
+@td.drift(fills=True)
+def pushed(x, t, out):
+    out[:] = 1.0
+
+
+@td.drift(fills=True)
+def coasting(x, t, out):
+    half = out.size // 2
+    out[:] = 0.0
+    for i in range(half):
+        out[i] = x[half + i]
+
+
+@pytest.mark.parametrize("drift", [pushed, coasting])
+def test_many_coordinates_whose_slope_is_constant(drift: td.fields.Drift) -> None:
+    """The powers of their Jacobian end at zero, which is a rate too."""
+    process = td.Langevin(drift, diffusivity=0.5, dim=80)
+    assert step_rate(process, np.zeros((20, 80)), 0.0, 0.01) == 0.0
+    assert np.isfinite(td.simulate(process, np.zeros((20, 80)), 0.1, 0.01, rng=0).final).all()

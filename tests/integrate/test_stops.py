@@ -478,3 +478,73 @@ def test_a_mirror_before_the_surface_costs_an_error_of_the_step() -> None:
     assert deviation(coarse, 0.0075) > 4.0
     assert deviation(fine, 0.0075) < 4.0
     assert deviation(first_passage(process, high=0.1, dt=1e-2, **given).times, 0.0075) < 4.0
+
+
+@pytest.mark.parametrize(("speed", "dt"), [(10.0, 0.15), (10.0, 0.02), (1.0, 0.25)])
+def test_a_surface_that_is_much_faster_than_noise(speed: float, dt: float) -> None:
+    """It passes many widths of a step's noise in one step, and is met as a level at rest is by paths of that speed."""
+    process = td.Langevin(steady, (0.0,), 0.01, dim=1)
+    found = first_passage(process, np.zeros((N, 1)), stop=receding, stop_params=(1.0, -speed), t_max=20.0, dt=dt, rng=6)
+    assert np.all(found.sides == -1)
+    assert stats.kstest(found.times, stats.invgauss(mu=0.02 / speed, scale=50.0).cdf).pvalue > 1e-4
+    np.testing.assert_allclose(found.states[:, 0], 1.0 - speed * found.times, rtol=0.0, atol=1e-9)
+
+
+@td.stop_condition
+def inverse(x, t):
+    return 1.0 / np.sqrt(x[0] ** 2 + x[1] ** 2) - 1.0
+
+
+@td.stop_condition
+def logarithm_of_length(x, t):
+    return 0.5 * np.log(x[0] ** 2 + x[1] ** 2)
+
+
+@pytest.mark.parametrize(("condition", "start"), [(inverse, 0.1), (logarithm_of_length, 0.1), (logarithm_of_length, 1e-9)])
+@pytest.mark.parametrize("dt", [0.1, 0.01])
+def test_no_path_gets_further_than_noise_can(condition: td.fields.StopCondition, start: float, dt: float) -> None:
+    """However wrong the plane: |x - x0|^2 / 4 D t is exponential, and 18 is passed with chance 2e-8."""
+    process, x0 = td.Langevin(free, diffusivity=0.5, dim=2), np.tile([start, 0.0], (N, 1))
+    found = first_passage(process, x0, stop=condition, t_max=30.0, dt=dt, rng=1)
+    assert np.all(found.sides != 0)
+    assert np.max(np.sum((found.states - x0) ** 2, axis=1) / (2.0 * found.times)) < 18.0
+    np.testing.assert_allclose(np.hypot(*found.states.T), 1.0, rtol=1e-9)
+
+
+@td.drift
+def coasting(x, t):
+    return x[1], 0.0
+
+
+@pytest.mark.parametrize("end", [{"high": 0.7}, {"stop": first, "stop_params": (0.7,)}])
+def test_what_has_noise_is_drawn_where_the_function_has_none(end: dict) -> None:
+    """The velocity where a position passes 0.7, in a single step: 1 + W(0.7)."""
+    process = td.Langevin(coasting, (), [0.0, 0.5], dim=2)
+    found = first_passage(process, np.tile([0.0, 1.0], (N, 1)), **end, t_max=1.0, dt=1.0, rng=2)
+    np.testing.assert_allclose(found.times, 0.7, rtol=1e-12)
+    np.testing.assert_allclose(found.states[:, 0], 0.7, rtol=1e-12)
+    assert stats.kstest((found.states[:, 1] - 1.0) / np.sqrt(0.7), stats.norm.cdf).pvalue > 1e-4
+
+
+@td.stop_condition
+def late(x, t):
+    return t - 0.55
+
+
+def test_a_time_is_no_jump() -> None:
+    found = first_passage(td.Langevin(steady, (0.0,), 0.5, dim=1), np.zeros((N, 1)), stop=late, t_max=1.0, dt=0.5, rng=0)
+    np.testing.assert_allclose(found.times, 0.55, rtol=1e-12)
+    assert stats.kstest(found.states[:, 0] / np.sqrt(0.55), stats.norm.cdf).pvalue > 1e-4
+
+
+@td.stop_condition
+def resting_behind(x, t):
+    return max(1.0 - x[0], 0.0)
+
+
+def test_a_function_that_rests_at_zero_behind_its_surface() -> None:
+    """Steps that end there end on the level itself; what is left is an error of the step."""
+    process, given = td.Langevin(steady, (0.0,), 0.5, dim=1), {"t_max": 3.0, "rng": 7}
+    found = first_passage(process, np.zeros((N, 1)), stop=resting_behind, dt=0.5, **given)
+    steps = found.times[found.sides != 0] / 0.5
+    assert np.mean(steps == np.floor(steps)) < 0.01

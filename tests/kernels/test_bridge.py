@@ -86,3 +86,10 @@ def test_a_step_that_begins_on_a_level() -> None:
         for x, side in ((1.0, 1), (-1.0, -1)):
             for y in (0.0, x, 2.0 * x):
                 assert touched(x, y, -1.0, 1.0, variance) == (True, side, 0.0)
+
+
+def test_times_of_bridges_that_end_on_the_level() -> None:
+    """Of no drift in the scaled time s: Levy's law."""
+    for beyond in (0.0, 1e-300, 1e-20):
+        times = drawn(0.5, beyond, 2.0, 4000, seed=3)
+        assert stats.kstest(times / (1.0 - times), stats.levy(scale=0.125).cdf).pvalue > 1e-4

@@ -170,14 +170,17 @@ def _noise_width(process: Langevin, x: FloatArray, t: float) -> FloatArray:
 def _growth(process: Langevin, x: FloatArray, t: float, slope: FloatArray, reach: FloatArray) -> FloatArray:
     """The spectral radius of the Jacobians at x (n, d) from below and nearly, by powers of them on one vector each."""
     vector = np.random.default_rng(0).standard_normal(x.shape)
-    logarithm = np.zeros(len(x))
+    logarithm, rate = np.zeros(len(x)), np.full(len(x), np.inf)
     for k in range(_ROUNDS):
         vector /= np.abs(vector / reach).max(axis=1, keepdims=True)
         image = process.force(x + vector, t) - slope
+        # Nothing is left where the slope is constant, or after some rounds where its Jacobian is nilpotent.
+        rate[~image.any(axis=1)], rate[~np.isfinite(image).all(axis=1)] = 0.0, np.nan
+        image[~(rate > 0.0)] = 1.0
         if k >= _ROUNDS // 2:
             logarithm += np.log(np.linalg.norm(image, axis=1) / np.linalg.norm(vector, axis=1))
         vector = image
-    return np.exp(logarithm / (_ROUNDS - _ROUNDS // 2))
+    return np.where(rate > 0.0, np.exp(logarithm / (_ROUNDS - _ROUNDS // 2)), rate)
 
 
 def _spectral_radius(matrices: FloatArray) -> FloatArray:

@@ -211,8 +211,8 @@ class Surface:
     def touched(self, paths: Paths) -> Sides:
         """Sides as they are; warns where the function has no gradient, as one that jumps."""
         some = np.flatnonzero(paths.sides)[:MOST_PATHS]
-        at = [self.condition.at(paths.states[k : k + 1], float(paths.times[k]), self.params)[0, 1:] for k in some]
-        if some.size and not np.any(at):
+        found = [self.condition.at(paths.states[k : k + 1], float(paths.times[k]), self.params)[0] for k in some]
+        if some.size and not np.any(np.array(found)[:, 1:]) and np.abs(np.array(found)[:, 0]).max() > 1e-6:
             warnings.warn(
                 f"stop: {self.condition.__name__} has no gradient where paths stopped, so that touches between the ends of "
                 "steps were not seen; write it as a number that passes through zero, as x[0] - 1.0.",

@@ -87,7 +87,7 @@ def _touch_time(distance, beyond, variance, normal, uniform):
     mean = distance / max(abs(beyond), 1e-300)
     shape = distance * distance / variance
     w = 0.5 * mean * normal * normal / shape
-    small = mean / (1.0 + w + np.sqrt(w * (2.0 + w)))
+    small = mean / (1.0 + w + np.sqrt(w) * np.sqrt(2.0 + w))  # whose product may overflow
     s = small if uniform * (mean + small) <= mean else mean * (mean / small)
     return s / (1.0 + s) if s < 1e300 else 1.0
 

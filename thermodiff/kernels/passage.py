@@ -39,8 +39,12 @@ CORRECTIONS = 20
 """Newton's steps at most that take the place of a touch onto the surface; it is a step squared away, so two are common."""
 CLOSE = 1e-5
 """Share of a step's noise from which one of them goes to all digits."""
-LONGEST, REACH = 2.0, 6.0
-"""Of one of them, and of all together, in units of a step's noise: a surface that is further away was not touched."""
+SMALL = 1e-9
+"""Share of the size of a function that counts as zero."""
+WIDEST = 6.0
+"""Largest way to the plane by noise alone, in units of the noise until the touch: no path gets further."""
+LONGEST, REACH = 2.0, 1.0
+"""Way of one of Newton's steps at most, in units of a step's noise, and of all, in those of the noise until the touch."""
 HALVINGS = 60
 """Places at most at which a surface is looked for along a straight line."""
 
@@ -67,18 +71,51 @@ def _stop(stop, watched, low, high, t, h, kind, mix, key, block, step, first, mo
         side, fraction = first_touch(old[lane], new[lane], low, high, variance[lane], key, path, step, first)
         if side == 0:
             continue
-        ahead = flip[lane] * ((high if side > 0 else low) - old[lane])
-        place_at_touch(before, slope, kick, normal, ahead, fraction, h, kind, mix, spread, key, path, step, line, push)
-        if surface[0].shape[0] > 0 and not _onto(stop, surface, t + h * fraction, h, kind, mix, spread, line, push, lane):
-            # A plane was met, but no surface is there; if the step ends behind one, that lies on the way.
-            if new[lane] < 0.0:
+        if surface[0].shape[0] > 0:
+            fraction = _settle(stop, watched, fraction, t, h, kind, mix, key, path, step, motion, surface)
+            if fraction < 0.0:
                 continue
-            fraction = _on_chord(stop, surface, t, h, before, slope, kick, old, new, flip, line, lane)
+        else:
+            ahead = (high if side > 0 else low) - old[lane]
+            place_at_touch(before, slope, kick, normal, ahead, fraction, h, kind, mix, spread, key, path, step, line, push)
         times[lane], sides[lane], alive[lane] = t + h * fraction, side * int(flip[lane]), 0.0
         stopped += 1
         for i in range(line.size):
             x[i, lane] = line[i]
     return stopped
+
+
+@subroutine
+def _settle(stop, watched, fraction, t, h, kind, mix, key, path, step, motion, surface):
+    """The state of a path at its touch of a surface, after this ``fraction`` of a step if that was a plane.
+
+    Returns the fraction after which it is there; -1 where no surface is in reach, and the path goes on.
+    """
+    old, new, variance, flip = watched
+    _, before, slope, kick, spread, normal, line, push = motion
+    lane = path % LANES
+    # What the function changes by beside the path, since it depends on time, and by drift.
+    moved, drifted, width = flip[lane] * (new[lane] - old[lane]), 0.0, 0.0
+    for i in range(line.size):
+        moved -= normal[i, lane] * (h * slope[i, lane] + kick[i, lane])
+        drifted += normal[i, lane] * h * slope[i, lane]
+    ahead, scale = -flip[lane] * old[lane] - fraction * moved, abs(old[lane]) + abs(new[lane])
+    place_at_touch(before, slope, kick, normal, ahead, fraction, h, kind, mix, spread, key, path, step, line, push)
+    for i in range(line.size):
+        width += normal[i, lane] * push[i]
+    by_noise = abs(ahead - fraction * drifted) <= WIDEST * np.sqrt(width) * _noise_until(h, fraction)
+    if by_noise and _onto(stop, surface, t, h, fraction, scale, kind, mix, spread, line, push, lane):
+        return fraction
+    if new[lane] < 0.0:
+        return -1.0
+    fraction = _on_chord(stop, surface, t, h, before, slope, kick, old, new, flip, line, lane)
+    if variance[lane] == 0.0:
+        # What has noise does not matter, and is drawn as ever.
+        place_at_touch(before, slope, kick, normal, 0.0, fraction, h, kind, mix, spread, key, path, step, line, push)
+        if abs(_look(stop, surface, t + h * fraction, line, lane)) > SMALL * scale:
+            _along(before, slope, kick, h, fraction, line, lane)
+            _look(stop, surface, t + h * fraction, line, lane)
+    return fraction
 
 
 @subroutine
@@ -99,10 +136,19 @@ def _look(stop, surface, t, line, lane):
     return glance[0, lane]
 
 
+@inline
+def _noise_until(h, fraction):
+    """The width of unit noise after this ``fraction`` of a step, and a little for rounding."""
+    return np.sqrt(h * fraction) + CLOSE * np.sqrt(h)
+
+
 @subroutine
-def _onto(stop, surface, t, h, kind, mix, spread, line, push, lane):
-    """Move a state ``line``, in the direction of noise, onto the surface; returns whether that is in reach."""
-    normal, root, gone = surface[0][1:], np.sqrt(h), 0.0
+def _onto(stop, surface, t, h, fraction, scale, kind, mix, spread, line, push, lane):
+    """Move a state ``line``, in the direction of noise, onto the surface; returns whether that is in reach.
+
+    It is the state after this ``fraction`` of a step; ``scale`` is the size of the function.
+    """
+    normal, root, gone, t = surface[0][1:], np.sqrt(h), 0.0, t + h * fraction
     for _ in range(CORRECTIONS):
         value = _look(stop, surface, t, line, lane)
         noise_along(normal, kind, mix, spread, lane, push)
@@ -114,14 +160,23 @@ def _onto(stop, surface, t, h, kind, mix, spread, line, push, lane):
             return False
         part = min(LONGEST * root / away, 1.0) if away > 0.0 else 1.0
         gone += part * away
-        if gone > REACH * root:
+        if gone > REACH * _noise_until(h, fraction):
             return False
         for i in range(line.size):
             line[i] -= part * value / variance * push[i]
         if away <= CLOSE * root:
-            _look(stop, surface, t, line, lane)
-            return True
+            left = abs(_look(stop, surface, t, line, lane))
+            # Where the function is steep a short step may lead nowhere.
+            if left <= 0.5 * abs(value) or left <= SMALL * scale:
+                return True
     return False
+
+
+@inline
+def _along(before, slope, kick, h, fraction, line, lane):
+    """The state of a path on the straight line between the ends of a step."""
+    for i in range(line.size):
+        line[i] = before[i, lane] + fraction * (h * slope[i, lane] + kick[i, lane])
 
 
 @subroutine
@@ -135,8 +190,7 @@ def _on_chord(stop, surface, t, h, before, slope, kick, old, new, flip, line, la
         at = (first * two - last * one) / (two - one)
         if not first < at < last:
             at = 0.5 * (first + last)
-        for i in range(line.size):
-            line[i] = before[i, lane] + at * (h * slope[i, lane] + kick[i, lane])
+        _along(before, slope, kick, h, at, line, lane)
         value = flip[lane] * _look(stop, surface, t + h * at, line, lane)
         if value < 0.0:
             first, one, two, side = at, value, two * (0.5 if side < 0 else 1.0), -1

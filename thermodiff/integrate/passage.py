@@ -97,9 +97,9 @@ def first_passage(
     their time, so that for constant drift and D there is no error of the step at all, however long the step and however
     close the levels, and for others it is of first order in ``dt``.
 
-    A mirror on the far side of a single level turns the path back, exactly where there is no drift.  On a ring a single level is
-    reached from both sides, and two levels are the ends of the arc from ``low`` up to ``high`` on which the paths start,
-    through the seam where ``high`` is the lower number.
+    A mirror on the far side of a single level turns the path back, exactly where there is no drift.  On a ring a single
+    level is reached from both sides, and two levels are the ends of the arc from ``low`` up to ``high`` on which the paths
+    start, through the seam where ``high`` is the lower number.
 
     With ``stop``, the function of state and time is followed instead, as if it were a coordinate, with the variance that
     noise gives it by its gradient at both ends of the step.  That is exact for a plane, also one that moves, and of first

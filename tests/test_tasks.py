@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 import pytest
 from user_dynamics import process_id
+from worker_deaths import DiesOnce, DiesWhileItWrites
 
 from thermodiff import _tasks
 from thermodiff._tasks import cores, in_order, pause, workspace
@@ -152,19 +153,6 @@ def test_results_that_were_handed_on_are_not_kept() -> None:
 FORK = multiprocessing.get_context("fork")
 
 
-class DiesOnce:
-    """Kills its worker at task ``k``, unless the mark is there already."""
-
-    def __init__(self, k: int, mark: str) -> None:
-        self.k, self.mark = k, mark
-
-    def __call__(self, k: int) -> int:
-        if k == self.k and not os.path.exists(self.mark):
-            open(self.mark, "w").close()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return k * k
-
-
 @pytest.mark.parametrize("k", [0, 7, 29])
 def test_the_death_of_a_worker_loses_nothing(k: int, tmp_path) -> None:
     with ProcessPoolExecutor(2, mp_context=FORK) as executor:
@@ -173,20 +161,6 @@ def test_the_death_of_a_worker_loses_nothing(k: int, tmp_path) -> None:
         assert (tmp_path / "mark").exists()
         # The pool that broke is not mended, but taken over again at the next call.
         assert list(in_order(slow_first, 5, executor)) == [j * j for j in range(5)]
-
-
-class DiesWhileItWrites(DiesOnce):
-    """Leaves half of a result behind, as a worker that is killed while it hands a large one over."""
-
-    def __call__(self, k: int) -> int:
-        if k == self.k and not os.path.exists(self.mark):
-            frame = sys._getframe()
-            while "result_queue" not in frame.f_locals:
-                frame = frame.f_back
-            results = frame.f_locals["result_queue"]
-            results._wlock.acquire()
-            os.write(results._writer.fileno(), (1000).to_bytes(4, "big") + b"half")
-        return super().__call__(k)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

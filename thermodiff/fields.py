@@ -1,4 +1,4 @@
-"""Drifts, potentials and diffusivities written as plain Python functions, compiled once into fields.
+"""Drifts, potentials, diffusivities and stop conditions: plain Python functions, compiled once into fields.
 
     @td.drift
     def swirl(x, t, kappa, omega):

@@ -6,22 +6,13 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
+from passages import deviation, first, free, oscillator, receding, steady
 from scipy import integrate, stats
 
 import thermodiff as td
 from thermodiff.integrate.passage import first_passage
 
 N = 20_000
-
-
-@td.drift
-def free(x, t):
-    return (0.0, 0.0)
-
-
-@td.drift
-def steady(x, t, v):
-    return (v,)
 
 
 @td.drift
@@ -34,11 +25,6 @@ def nowhere(x, t, out):
     out[:] = 0.0
 
 
-@td.drift
-def oscillator(x, t):
-    return (x[1], -x[0])
-
-
 @td.diffusivity
 def soft(x, t):
     return (0.5 + 0.2 * np.sin(x[0]), 0.3 + 0.1 * np.cos(x[1]))
@@ -47,16 +33,6 @@ def soft(x, t):
 @td.stop_condition
 def plane(x, t, a, b, c):
     return a * x[0] + b * x[1] - c
-
-
-@td.stop_condition
-def first(x, t, level):
-    return x[0] - level
-
-
-@td.stop_condition
-def receding(x, t, level, speed):
-    return level + speed * t - x[0]
 
 
 @td.stop_condition
@@ -85,10 +61,6 @@ def turned(x, t, c):
 @td.stop_condition
 def near_origin(x, t):
     return np.log(x[0] + 1.0)
-
-
-def deviation(values: np.ndarray, mean: float) -> float:
-    return abs(values.mean() - mean) / (values.std() / np.sqrt(values.size))
 
 
 MATRIX = np.array([[0.5, 0.3], [0.3, 0.4]])

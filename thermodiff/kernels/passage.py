@@ -36,7 +36,7 @@ SURFACE = -1
 FAR = 1e150
 """Size of a level from which on there is none."""
 CORRECTIONS = 20
-"""Newton's steps at most that take the place of a touch onto the surface; it is a step squared away, so two are common."""
+"""Newton's steps at most that take the place of a touch onto the surface."""
 CLOSE = 1e-5
 """Share of a step's noise from which one of them goes to all digits."""
 SMALL = 1e-9

@@ -115,17 +115,19 @@ def flax_step(kind: str, data: np.ndarray) -> Any:
     return step
 
 
-def torch_step(kind: str, data: np.ndarray, paired: bool = False) -> Any:
+def torch_step(kind: str, data: np.ndarray, paired: bool = False, precision: str = "float32") -> Any:
     """The same of `thermodiff.learned.train`: its stream, loss and optimiser, with clipping and averaged weights.
 
-    ``paired``: with the times that it draws unless told otherwise, two samples at each, which halves the network's work
-    on them; else with the published ones.
+    ``paired``: with the times that it draws unless told otherwise, two samples at each; else with the published ones.
+    ``precision``: that of the multiplications, as `train` takes it.
     """
     torch = pytest.importorskip("torch")
     pytest.importorskip("safetensors")
     from thermodiff.learned import EntropyMLP, UNet, denoising_loss
     from thermodiff.learned.batches import LamProposal, Source, Stream, lam_rows, time_rows
+    from thermodiff.learned.caller import Caller
     from thermodiff.learned.optimiser import Optimiser
+    from thermodiff.learned.parallel import processes
 
     net: Any = EntropyMLP(DIM, rng=0) if kind == "mlp" else UNet(1, padding=0, rng=0)
     noise, batch = td.VP(), POINTS * (THROWS if kind == "mlp" else 1)
@@ -133,12 +135,16 @@ def torch_step(kind: str, data: np.ndarray, paired: bool = False) -> Any:
     if paired:
         rows = partial(lam_rows, noise, LamProposal(noise, *noise.window(), source.variances()), True)
     stream = Stream(source, rows, batch, paired, (0, 1), torch.device("cpu"))
+    if precision == "bf16":
+        net = net.to(memory_format=torch.channels_last)
+    with processes(torch.device("cpu")) as group:
+        caller = Caller(net.train(), group, torch.device("cpu"), precision, False, (0, 1))
     optimiser, count = Optimiser(net, RATE, 0.998, 10**6), [0]
 
     def step() -> float:
         x0, z, row, weights, _ = stream(count[0])
         count[0] += 1
-        loss = denoising_loss(net, x0, z, row, noise, "entropy", weights)
+        loss = denoising_loss(caller.at(count[0], None), x0, z, row, noise, "entropy", weights)
         optimiser.clear()
         loss.backward()
         optimiser.step(count[0])
@@ -147,13 +153,20 @@ def torch_step(kind: str, data: np.ndarray, paired: bool = False) -> Any:
     return step
 
 
+WAYS: dict[str, dict[str, Any]] = {
+    "thermodiff": {},
+    "thermodiff, paired times": {"paired": True},
+    "thermodiff, bf16": {"precision": "bf16"},
+}
+
+
 @pytest.mark.parametrize("kind", ["mlp", "unet"])
-@pytest.mark.parametrize("name", ["thermodiff", "thermodiff, paired times", "Flax"])
+@pytest.mark.parametrize("name", [*WAYS, "Flax"])
 def test_step_of_the_published_network(benchmark, name, kind):
     rng = np.random.default_rng(0)
     vectors = kind == "mlp"
     data = td.paper_mixture(DIM).sample(8192, rng) if vectors else rng.random((1000, 1, 28, 28), dtype=np.float32)
-    step = flax_step(kind, data) if name == "Flax" else torch_step(kind, data, "paired" in name)
+    step = flax_step(kind, data) if name == "Flax" else torch_step(kind, data, **WAYS[name])
     losses = [step() for _ in range(10)]
     losses += [benchmark.pedantic(step, rounds=100 if vectors else 30, warmup_rounds=5)]
     benchmark.extra_info["least milliseconds"] = 1e3 * benchmark.stats.stats.min

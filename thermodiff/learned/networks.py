@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from thermodiff._check import array, count, points, seed_words
+from thermodiff.learned.times import at_few_times
 from thermodiff.schedules import Row, Schedule
 
 LAM_LIMIT = 80.0
@@ -185,7 +186,7 @@ class ControlMLP(nn.Module):
 
 
 def _turned(x: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
-    """``x @ basis`` in the type given, also in mixed precision: slope times x is a large term that is subtracted later."""
+    """``x @ basis`` in the type given, also in mixed precision: large terms and angles lose too much there."""
     if not torch.is_autocast_enabled(x.device.type):
         return x @ basis
     with torch.autocast(x.device.type, enabled=False):
@@ -253,28 +254,21 @@ class EntropyMLP(nn.Module):
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Give the control e at ``x`` (n, d) and times ``t`` (n,), in inverse data units; shape (n, d)."""
         kind = self.last.weight.dtype
-        times, place = _distinct(t)
-        clock = torch.sigmoid(self.embed_t(_waves(times[:, None].to(kind), self.frequencies_t)))
+        clock, spread = at_few_times(lambda times: self._clock(times.to(kind)), t)
         h = torch.sigmoid(self.embed_x(_waves(x.to(kind), self.frequencies_x)))
-        for layer, time, norm in zip(self.hidden, self.times, self.norms, strict=True):
-            shift = time(clock)
-            h = torch.sigmoid(norm(layer(h) + (shift if place is None else shift[place])))
+        levels: Any = zip(self.hidden, self.times, self.norms, strict=True)
+        for layer, time, norm in levels:
+            # Both offsets are added at the few times.
+            shift = spread(time(clock) + layer.bias)
+            h = torch.sigmoid(norm(torch.addmm(shift, h, layer.weight.T)))
         return self.last(h)
 
-
-def _distinct(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Times (m,) that are evaluated for times ``t`` (n,), and which of them each sample uses; None for its own.
-
-    Half of EntropyMLP's work belongs to the time.  A training pairs samples at one time, an account has one time for
-    all samples of a node.  Not on a GPU, where counting them would wait for the device.
-    """
-    if t.device.type != "cpu" or t.requires_grad or torch.compiler.is_compiling():
-        return t, None
-    times, place = torch.unique(t, return_inverse=True)
-    return (t, None) if 4 * len(times) > 3 * len(t) else (times, place)
+    def _clock(self, times: torch.Tensor) -> torch.Tensor:
+        """What the network sees of the times (m,), half of its work; shape (m, 512)."""
+        return torch.sigmoid(self.embed_t(_waves(times[:, None], self.frequencies_t)))
 
 
 def _waves(values: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
     """Sines and cosines of 2 pi (values @ frequencies)."""
-    angle = (2.0 * math.pi) * (values @ frequencies)
+    angle = (2.0 * math.pi) * _turned(values, frequencies)
     return torch.cat([angle.sin(), angle.cos()], 1)

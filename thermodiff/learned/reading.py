@@ -9,8 +9,9 @@ which the network fails or is not finite tell nothing, and are left out.  A netw
 is no reason to refuse its ledger.  It is refused where another reading of the same output passes them ten times better, is
 nearer to c, and owes that to the output: a network that gives zero is near a good "v" of data of unit variance, and knows
 nothing.  On such data a good control is small too, but then it is what lacks: c less the score without it has a slope of 1
-on it.  Where the stated reading fails clearly, or another one does better without passing for certain, or over a narrow
-window only, there is a warning.
+on it.  So a reading is refused too where another one has that slope of 1 at every lam, and is nearer to c for certain.
+Where the stated reading fails clearly, or another one does better without passing for certain, or by a factor that is the
+same at every lam, or over a narrow window only, there is a warning.
 """
 
 from __future__ import annotations
@@ -54,6 +55,12 @@ OWED = 0.05
 """By how much a reading must be nearer to c with the output than without, in units of E|c|^2; or else:"""
 LEAST_Z, SLOPE_WITHIN = 3.0, 0.25
 """It is nearer by so many standard errors, and the slope of what lacks without the output on what it adds is 1 to this."""
+CERTAIN_Z, SLOPE_KNOWN, SLOPE_BETTER = 5.0, 0.15, 3.0
+"""For certain means so many standard errors; slopes are known to this; half of them must be so much nearer to 1.
+
+A network that knows the law behind some hundred points has slopes up to 1.2 on these at the data end (measured)."""
+FACTOR = 1.5
+"""Readings whose slopes have a ratio that varies by less over lam differ by a factor, which a poor network may have too."""
 
 _KEY = np.array([0x7468, 0x6469], dtype=np.uint32)
 
@@ -73,6 +80,12 @@ class Fit(NamedTuple):
     distance: FloatArray
     owed: bool
     """Whether it is nearer to c for the output."""
+    apart: FloatArray
+    """The squared distances of the single samples, (levels, n)."""
+    slopes: FloatArray
+    """Slope of what lacks without the output on what it adds, at each lam; nan where it adds nothing."""
+    errors: FloatArray
+    """Standard errors of the slopes."""
 
 
 def check_reading(field: Field, data: Density | Samples) -> None:
@@ -92,8 +105,13 @@ def check_reading(field: Field, data: Density | Samples) -> None:
         return  # The account says where it is not finite.
     draws, outputs = [tried[k] for k in sound], [given[k] for k in sound]
     stated, others = _fit(field, draws, outputs, field.predicts), _other_readings(field, draws, outputs)
-    better = {name: fit for name, fit in others.items() if _is_better(stated, fit)}
-    likely = {name: fit for name, fit in others.items() if _is_likelier(stated, fit)}
+    certain = {name: fit for name, fit in others.items() if _has_the_slopes(stated, fit)}
+    better = {
+        name: fit
+        for name, fit in others.items()
+        if _is_better(stated, fit) or (name in certain and not _is_a_factor(stated, fit))
+    }
+    likely = {name: fit for name, fit in others.items() if name in certain or _is_likelier(stated, fit)}
     said = f"the output of {field.name}, read as predicts={field.predicts!r}"
     no_score = "has not the scale of a score (E b.c / E b.b should be 1 at every noise level)"
     cause = "Either predicts= is wrong, or the network has learned little."
@@ -137,6 +155,27 @@ def _is_likelier(stated: Fit, other: Fit) -> bool:
         return less and other.owed and _nearer(stated, other) > MUCH_NEARER
     much_nearer = 2.0 * other.distance.mean() < stated.distance.mean()
     return (less and _nearer(stated, other) > NEARER) or (much_nearer and other.owed)
+
+
+def _has_the_slopes(stated: Fit, other: Fit) -> bool:
+    """Whether the other reading is nearer to c for certain, and it alone has slopes of 1."""
+    closer = stated.apart - other.apart
+    gain, error = closer.mean(1).sum(), np.linalg.norm(closer.std(1)) / np.sqrt(closer.shape[1])
+    if not gain > CERTAIN_Z * error:
+        return False
+    off, amiss = np.abs(stated.slopes - 1.0), np.abs(other.slopes - 1.0)
+    known = other.errors < SLOPE_KNOWN  # of a control that has drowned in noise nothing can be said
+    wrong = known & (off > SLOPE_WITHIN) & (off > CERTAIN_Z * stated.errors)
+    right = amiss < np.maximum(SLOPE_WITHIN, LEAST_Z * other.errors)
+    if not (wrong.any() and 2 * known.sum() > len(known) and right.all()):
+        return False
+    return bool(np.median(off[known]) > SLOPE_BETTER * np.median(amiss[known]))
+
+
+def _is_a_factor(stated: Fit, other: Fit) -> bool:
+    """Whether the two differ as a network does from one that is larger by the same factor everywhere."""
+    ratio = (stated.slopes / other.slopes)[other.errors < SLOPE_KNOWN]
+    return bool(ratio.min() > 0.0 and ratio.max() < FACTOR * ratio.min())
 
 
 def _nearer(stated: Fit, other: Fit) -> float:
@@ -208,7 +247,7 @@ def _is_sound(field: Field, draw: Draws, output: torch.Tensor, predicts: str) ->
 
 
 def _fit(field: Field, draws: list[Draws], outputs: list[torch.Tensor], predicts: str) -> Fit:
-    worst, distances, gains, errors, slopes = 0.0, [], [], [], []
+    worst, apart, gains, slopes = 0.0, [], [], []
     for draw, output in zip(draws, outputs, strict=True):
         b, without = (
             dimensionless_score(predicts, each, draw.x, draw.row, field.noise) for each in (output, torch.zeros_like(output))
@@ -217,18 +256,23 @@ def _fit(field: Field, draws: list[Draws], outputs: list[torch.Tensor], predicts
         along = float((b * (draw.c - b)).sum(1).mean()) / size
         outward = float((draw.x * (b - draw.c)).sum(1).mean()) / np.sqrt(size * float(draw.x.square().sum(1).mean()))
         worst = max(worst, abs(along), abs(outward))
-        distances.append(float((b - draw.c).square().sum(1).mean()) / size)
         added, lacks = b - without, draw.c - without
-        gain = (added * (2.0 * lacks - added)).sum(1) / size
-        gains.append(float(gain.mean()))
-        errors.append(float(gain.std()) / np.sqrt(len(gain)))
-        slopes.append((float((added * lacks).sum()) / size, float(added.square().sum()) / size))
-    return Fit(worst, np.array(distances), _is_owed(np.array(gains), np.array(errors), np.array(slopes)))
+        product, square = (added * lacks).sum(1) / size, added.square().sum(1) / size
+        apart.append(((b - draw.c).square().sum(1) / size).numpy())
+        gains.append((2.0 * product - square).numpy())
+        slopes.append((product.numpy(), square.numpy()))
+    products, squares = np.array(slopes, dtype=np.float64).transpose(1, 0, 2)
+    with np.errstate(all="ignore"):
+        slope = products.mean(1) / squares.mean(1)
+        error = (products - slope[:, None] * squares).std(1) / squares.mean(1) / np.sqrt(products.shape[1])
+    found = np.array(apart, dtype=np.float64)
+    owed = _is_owed(np.array(gains, dtype=np.float64), float(products.mean(1).sum()), float(squares.mean(1).sum()))
+    return Fit(worst, found.mean(1), owed, found, slope, error)
 
 
-def _is_owed(gains: FloatArray, errors: FloatArray, slopes: FloatArray) -> bool:
+def _is_owed(gains: FloatArray, product: float, square: float) -> bool:
     """Whether the output brings a reading nearer to c: by much, or by little for certain and with the slope of a score."""
     if gains.mean() > OWED:
         return True
-    one, two = slopes.sum(axis=0)
-    return bool(gains.sum() > LEAST_Z * np.linalg.norm(errors) and abs(one - two) < SLOPE_WITHIN * two)
+    error = np.linalg.norm(gains.std(1)) / np.sqrt(gains.shape[1])
+    return bool(gains.mean(1).sum() > LEAST_Z * error and abs(product - square) < SLOPE_WITHIN * square)

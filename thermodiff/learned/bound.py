@@ -108,20 +108,29 @@ def lower_bound(
     draws = Draws(model, window, strata, replicates + pilots, key)
     coefficient = _coefficient(draws, x, range(replicates, replicates + pilots))
     values = _ends(model, x, window) - coefficient * _known(model, draws.axes, x, window)
-    variances, common = np.zeros(len(x)), 0.0
+    spreads, common = np.empty((strata, len(x))), np.empty(strata)
     for j in range(strata):
         costs = np.empty((replicates, len(x)))
         for r in range(replicates):
             found, control = draws(x, r, j)
             costs[r] = found - coefficient * control
         values -= costs.mean(axis=0)
-        variances += costs.var(axis=0, ddof=1)
-        common += float(costs.mean(axis=1).var(ddof=1))
-    # Student's t, so that the rms of z is one.
-    freedom = strata * (replicates - 1)
-    factor = freedom / (freedom - 2) / replicates
-    errors = np.sqrt(factor * variances)
-    return LogDensity(values, errors, float(np.sqrt(factor * common)), model.dim, window, cell)
+        spreads[j] = costs.var(axis=0, ddof=1)
+        common[j] = costs.mean(axis=1).var(ddof=1)
+    errors = _student(spreads, replicates)
+    return LogDensity(values, errors, float(_student(common[:, None], replicates)[0]), model.dim, window, cell)
+
+
+def _student(spreads: FloatArray, replicates: int) -> FloatArray:
+    """Standard error of a sum of means of ``replicates`` draws with variances ``spreads`` (strata, n), by Student's t.
+
+    So that the rms of z is one: where one stratum has most of the variance, its few draws are all that tell it, and the
+    degrees of freedom are those of Welch and Satterthwaite.
+    """
+    variance = spreads.sum(axis=0)
+    shares = np.divide(spreads, variance, out=np.zeros_like(spreads), where=variance > 0.0)
+    over_freedom = np.square(shares).sum(axis=0) / (replicates - 1)  # at most 1 / 3
+    return np.sqrt(variance / (1.0 - 2.0 * over_freedom) / replicates)
 
 
 class Draws:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -55,6 +56,8 @@ class Adapted(nn.Module):
         Turns what the module returns into a tensor of the shape of x.
     classes : int or None
         Number of classes that `train` teaches it; the label ``classes`` then says "not stated".
+    call : callable or None
+        How the module is called, if not as ``module(x, time)``.
 
     Attributes
     ----------
@@ -75,9 +78,11 @@ class Adapted(nn.Module):
         label: int | None = None,
         output: Callable[[Any], torch.Tensor] | None = None,
         classes: int | None = None,
+        call: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__()
         self.module, self._clock, self._labels, self._label, self._output = module, clock, labels, label, output
+        self._call = call
         self.classes, self.window = classes, getattr(clock, "window", None) or known_window(module)
         # Only what has this meaning: whatever else a module calls so is its own.
         predicts, noise = getattr(module, "predicts", None), getattr(module, "noise", None)
@@ -124,18 +129,22 @@ class Adapted(nn.Module):
     def _ask(self, x: torch.Tensor, clock: torch.Tensor, y: torch.Tensor | None) -> Any:
         """What the module returns; where it fails for its labels, the error says which labels are needed."""
         name = type(self.module).__name__
+        module = self.module if self._call is None else partial(self._call, self.module)
         if y is None:
             try:
-                return self.module(x, clock)
+                return module(x, clock)
             except TypeError as error:
                 if self._labels is None:
-                    raise
+                    raise TypeError(
+                        f"the adapted {name} failed: {error}; if it is not called as module(x, time), say how: "
+                        "adapt(module, call=lambda module, x, time: module(time, x))."
+                    ) from error
                 raise TypeError(
                     f"the adapted {name}, called without {self._labels}, failed: {error}; if it needs a label, give adapt "
                     "classes=, to train with the labels of Images, or label=, the class meant where none is stated."
                 ) from error
         try:
-            return self.module(x, clock, **{str(self._labels): y})
+            return module(x, clock, **{str(self._labels): y})
         except IndexError as error:
             raise ValueError(
                 f"the adapted {name}, called with labels {int(y.min())} ... {int(y.max())}, failed: {error}; it must take "
@@ -175,6 +184,7 @@ def adapt(
     label: int | None = None,
     classes: int | None = None,
     output: Callable[[Any], torch.Tensor] | None = None,
+    call: Callable[..., Any] | None = None,
 ) -> Adapted:
     """Wrap any module for `train`, `LearnedDiffusion` and the rest.
 
@@ -197,6 +207,9 @@ def adapt(
         ``classes``, for "not stated": `train` shows it that in place of one label in ten.
     output : callable, optional
         Picks the tensor out of what the module returns, as in ``lambda out: out.sample``.
+    call : callable, optional
+        How the module is called, where that is not ``module(x, time)``: as in ``lambda module, x, time: module(time, x)``,
+        or ``lambda module, x, time: module(sample=x, timestep=time)``.  Labels come by the keyword ``labels``.
 
     Returns
     -------
@@ -216,7 +229,9 @@ def adapt(
         raise TypeError(f"adapt: noise must be a schedule (VP(), ...), got {type(noise).__name__}.")
     if choice("time", time, TIMES) in ("lam", "sigma") and noise is None:
         raise ValueError(f"adapt: time={time!r} needs noise=, the schedule, as in noise=VP().")
-    net = Adapted(module, _clock(time, steps, noise), labels, label, output, classes)
+    if call is not None and not callable(call):
+        raise TypeError(f"adapt: call must be a function, as in lambda module, x, time: ..., got {type(call).__name__}.")
+    net = Adapted(module, _clock(time, steps, noise), labels, label, output, classes, call)
     if noise is not None and (time != "t" or hasattr(net, "noise")):  # what its clock rests on, no account may change
         net.noise = noise
     return net

@@ -17,6 +17,7 @@ from rich.table import Table
 from thermodiff._check import count, write_atomically
 from thermodiff._tasks import cores
 from thermodiff.bench import machine
+from thermodiff.cli.stopping import resumable
 from thermodiff.experiments import transport
 from thermodiff.experiments.store import Store
 
@@ -51,7 +52,7 @@ def run_transport(
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     records = []
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+    with resumable(), Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("trainings", total=len(todo))
         for record in transport.carry_out(todo, store, workers, plain):
             records.append(record)

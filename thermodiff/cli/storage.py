@@ -19,6 +19,7 @@ from thermodiff._tasks import cores
 from thermodiff.accounting import Estimate
 from thermodiff.bench import machine
 from thermodiff.cli.experiment import require_torch
+from thermodiff.cli.stopping import resumable
 from thermodiff.experiments import storage
 from thermodiff.experiments.storage import Budget, Experiment, Slope, averaged, slope
 
@@ -92,7 +93,7 @@ def run_storage(
     todo = storage.runs(sizes, steps, count("--seeds", seeds))
     experiment = Experiment(train, held_out, out, lr, constant, budget, not quiet)
     console = Console(stderr=True, quiet=quiet)
-    with torch_threads(threads):
+    with resumable(), torch_threads(threads):
         records = list(experiment.carry_out(todo, grids, lambda text: console.print(text, highlight=False)))
     results = _results(experiment, records)
     written = _write(experiment, results, todo)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from thermodiff._check import choice, count, increasing_pair, write_atomically
-from thermodiff.cli.inputs import FINEST, read_schedule
+from thermodiff.cli.inputs import FINEST, read_schedule, require_files
+from thermodiff.cli.stopping import resumable
 from thermodiff.cli.subject import NETS, Subject, read_subject, require_torch
 from thermodiff.schedules import Schedule
 
@@ -49,7 +50,8 @@ def run(
         "steps": steps, "batch": batch, "lr": lr, "ema": ema, "lam": window, "precision": precision,
         "compile": compile, "device": device, "every": every, "rng": seed,
     }  # fmt: skip
-    _run(subject, noise, options, out, quiet, {"data": data, "net": net, "labels": labels, "seed": seed})
+    with resumable():
+        _run(subject, noise, options, out, quiet, {"data": data, "net": net, "labels": labels, "seed": seed})
 
 
 def _window(noise: Schedule, subject: Subject, lam: tuple[float, float] | None) -> tuple[float, float] | None:
@@ -57,6 +59,8 @@ def _window(noise: Schedule, subject: Subject, lam: tuple[float, float] | None) 
     if lam is not None:
         return increasing_pair("--lam", lam)
     if subject.spread is None:
+        if noise.diverges:
+            raise ValueError(f"{noise.name} grows without bound towards the data; state the window: --lam -8 8.")
         return None
     if not subject.spread > 0.0:
         raise ValueError("all samples are equal; there is nothing to learn.")
@@ -100,3 +104,4 @@ def _require_folder(out: Path) -> None:
         raise ValueError(f"--out {out} is a file; name a folder.")
     if out.exists() and not os.access(out, os.W_OK):
         raise PermissionError(f"cannot write into {out}; choose another folder with --out.")
+    require_files(out, ("metrics.jsonl", "train.json"))

@@ -194,7 +194,7 @@ def check_path(path: str | PathLike[str]) -> None:
     Raises
     ------
     ValueError
-        Its name is empty, one of its files is a folder, or it lies beneath a file.
+        Its name is empty, one of its files is a folder, it lies beneath a file, or its folder cannot be made or written.
     """
     given, base = os.fspath(path), base_path(path)
     if not os.path.basename(base):
@@ -209,6 +209,14 @@ def check_path(path: str | PathLike[str]) -> None:
     blocking = next((str(parent) for parent in Path(base).parents if parent.exists() and not parent.is_dir()), None)
     if blocking is not None:
         raise ValueError(f"checkpoint {str(given)!r} lies beneath {blocking}, which is a file; choose another folder.")
+    folder = Path(base).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(folder, os.W_OK) else "no permission to write"
+    except OSError as error:
+        reason = error.strerror
+    if reason is not None:
+        raise ValueError(f"checkpoint {str(given)!r}: {folder} cannot be written ({reason}); choose another folder.")
 
 
 def replace_file(target: Path, content: bytes, temporary: Path | None = None) -> None:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -24,6 +25,11 @@ from torch import nn
 
 from thermodiff.learned.checkpoint import base_path, bytes_of, fill, own_tensors, replace_file, tensors_of
 from thermodiff.learned.optimiser import Optimiser
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 FORMAT = "thermodiff-training-2"
 """Name and version of the layout."""
@@ -47,6 +53,27 @@ class State:
     def __init__(self, path: str | PathLike[str], call: dict[str, Any], every: int) -> None:
         self.every = every
         self.file, self.call = Path(base_path(path) + ".state.safetensors"), json.loads(json.dumps(call))
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Refuse to write beside another training that runs; its lock ends with its process, however that ends.
+
+        Not on Windows, which lacks such locks.
+        """
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        lock = self.file.with_name(f".{self.file.name}.lock")
+        with open(lock, "w") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise ValueError(
+                        f"another training is writing to {self.file}; wait for its end, or save elsewhere."
+                    ) from None
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
 
     def save(self, net: nn.Module, optimiser: Optimiser, step: int, losses: Sequence[float] = ()) -> None:
         """Write the state after ``step`` steps, with the losses of those that no line of metrics holds yet."""

@@ -18,6 +18,9 @@ from thermodiff.learned.predict import PREDICTS, check_window
 from thermodiff.learned.pretrained import Pretrained
 from thermodiff.schedules import FloatArray, Row, Schedule
 
+MOST_STEPS = (1 << 32) - 1
+"""As many as the state of a training counts."""
+
 Rows = Callable[[FloatArray], tuple[Row, FloatArray]]
 """From uniforms to the kernel there and the weights."""
 
@@ -38,7 +41,7 @@ class Settings:
     decay: bool
 
     def __post_init__(self) -> None:
-        count("steps", self.steps)
+        count("steps", self.steps, most=MOST_STEPS)
         count("batch", self.batch)
         above("lr", self.lr, 0.0, "nothing would be learned")
         if not 0.0 <= finite_number("ema", self.ema) < 1.0:
@@ -106,19 +109,24 @@ def check_fit(net: nn.Module, source: Source) -> None:
         raise ValueError(f"the network knows {classes} classes, the data has {source.classes}; build it to fit.")
 
 
-def check_type(net: nn.Module) -> None:
-    """Whether the weights that learn are float32 or float64.
+def check_type(net: nn.Module, precision: str = "float32") -> None:
+    """Whether the weights that learn are float32 or float64, and float32 where multiplications are to be in bf16.
 
     Raises
     ------
     ValueError
-        They are not: small updates of such weights round to nothing.
+        They are not: small updates of weights in less round to nothing, and those in more are not multiplied in bf16.
     """
     for name, weight in net.named_parameters():
         if weight.requires_grad and weight.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"the weight {name} has type {str(weight.dtype).removeprefix('torch.')}, train keeps weights in float32 or "
                 "float64; call net.float(), and for faster multiplications pass precision='bf16'."
+            )
+        if precision == "bf16" and weight.dtype == torch.float64:
+            raise ValueError(
+                f"precision='bf16' is for networks in float32, the weight {name} is in float64; call net.float(), or leave "
+                "precision out."
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from os import PathLike
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -15,6 +16,7 @@ from thermodiff.learned.batches import Batch, Source, Stream
 from thermodiff.learned.caller import Caller
 from thermodiff.learned.checkpoint import check_path, keep_meaning, save_weights
 from thermodiff.learned.gradients import Gradients
+from thermodiff.learned.interrupts import kept
 from thermodiff.learned.losses import denoising_loss
 from thermodiff.learned.optimiser import Optimiser
 from thermodiff.learned.parallel import processes
@@ -103,7 +105,7 @@ def train(
     every : int, optional
         Also save the state of the training there, every so many steps and at the end, as ``<path>.state.safetensors``.
         The same call then goes on where the last one ended, and ends with the same weights, to the bit, as one that
-        was never stopped.
+        was never stopped.  Ctrl-C stops it after the step at hand, which is saved.
     metrics : callable or path, optional
         ``metrics(step, loss)`` is called for every step, in order; or a file gets a line of JSON for every 50 steps.
 
@@ -128,22 +130,29 @@ def train(
         raise TypeError(f"train: net must be a torch module, got {type(net).__name__}.")
     if next(net.parameters(), None) is None:
         raise ValueError(f"train: {type(net).__name__} has no weights; give a network that has something to learn.")
+    if metrics is not None and not callable(metrics) and not isinstance(metrics, str | PathLike):
+        raise TypeError(f"train: metrics must be a function of step and loss, or a file, got {type(metrics).__name__}.")
     if not isinstance(noise, Schedule):
         raise TypeError(f"train: noise must be a schedule (VP(), ...), got {type(noise).__name__}.")
     if every is not None and checkpoint is None:
         raise ValueError("every= says how often to save the state of the training; say where with checkpoint=.")
     every = None if every is None else count("every", every)
-    if checkpoint is not None:
-        check_path(checkpoint)
     rate: float = getattr(net, "learning_rate", 2e-4) if lr is None else lr
     kind: str = predicts or getattr(net, "predicts", "entropy")
     settings = Settings(steps, batch, rate, ema, lam, likelihood, times, kind, precision, decay)
+    if isinstance(net, _Preconditioned) and predicts is not None and predicts != getattr(net, "predicts", predicts):
+        raise ValueError(
+            f"train: {type(net).__name__} starts from the Gaussian answer for predicts={net.predicts!r}, whatever network "
+            f"it holds, got predicts={predicts!r}; leave it out, or train a network without moments."
+        )
     source = Source(data)
     check_fit(net, source)
-    check_type(net)
+    check_type(net, precision)
     rows = settings.rows(source, noise)
     place = choose_device(net, device)
-    with processes(place) as group:
+    if checkpoint is not None:
+        check_path(checkpoint)
+    with processes(place) as group, ExitStack() as held:
         if batch % group.count:
             raise ValueError(f"batch={batch} cannot be shared evenly by {group.count} processes; choose a multiple.")
         words = group.agree(_key(rng, checkpoint if every is not None else None), place)
@@ -164,13 +173,17 @@ def train(
         if every is not None and checkpoint is not None:
             call = {**settings.record(net, source, noise), "key": words.tolist(), "compile": bool(compile)}
             state = State(checkpoint, call, every)
+            if group.first:
+                held.enter_context(state.alone())
             done, losses = state.load(net, optimiser)
             if done > steps:
                 raise ValueError(
                     f"{state.file} has made {done} steps, more than steps={steps}; ask for more, or save elsewhere."
                 )
         report = Report(steps, done, optimiser.rate, place, group, progress, metrics, losses)
-        with report, caller.own_randomness():
+        # Of several processes each would stop at another step.
+        interrupts = kept(state is not None and group.count == 1)
+        with report, caller.own_randomness(), interrupts as interrupted:
             for step in range(done + 1, steps + 1):
 
                 def loss(part: Batch, step: int = step) -> torch.Tensor:
@@ -181,10 +194,13 @@ def train(
                 value = gradients(loss, stream(step - 1))
                 optimiser.step(step)
                 report.add(step, value)
-                if state is not None and (step % state.every == 0 or step == steps):
+                stop = interrupted()
+                if state is not None and (step % state.every == 0 or step == steps or stop):
                     report.flush()  # where a loss is not finite nothing is saved
                     if group.first:
                         state.save(net, optimiser, step, report.losses)
+                    if stop:
+                        raise KeyboardInterrupt(f"stopped after step {step} of {steps}, saved in {state.file}.")
         optimiser.finish()
         keep_meaning(net, kind, noise, settings.window(noise))
         if checkpoint is not None and group.first:

@@ -46,6 +46,13 @@ class Problem:
     top: float | None
 
 
+def require_files(folder: Path, names: tuple[str, ...]) -> None:
+    """Refuse a folder in which a folder stands where a file is to be written."""
+    for name in names:
+        if (folder / name).is_dir():
+            raise ValueError(f"{folder / name} is a folder, and a file of that name is to be written; move it away.")
+
+
 def read_schedule(name: str) -> Schedule:
     """A schedule by the name of the command line."""
     table: dict[str, Schedule] = {"VPx": VP(scale=0.1), "SL": StraightLine(scale=0.1)}
@@ -127,5 +134,10 @@ def _read_vectors(path: Path) -> FloatArray:
     tables = {name: value for name, value in arrays.items() if np.ndim(value) == 2}
     if len(tables) != 1:
         shapes = {name: np.shape(value) for name, value in arrays.items()}
-        raise ValueError(f"{path} must hold exactly one array of vectors (n, d); it holds {shapes}.")
+        images = (
+            "; images are for `thermodiff train --net unet`"
+            if any(len(shape) in (3, 4) for shape in shapes.values())
+            else ""
+        )
+        raise ValueError(f"{path} must hold exactly one array of vectors (n, d); it holds {shapes}{images}.")
     return points(f"{path}: {next(iter(tables))}", next(iter(tables.values())))

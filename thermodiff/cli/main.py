@@ -469,7 +469,9 @@ def main() -> None:
         with warnings.catch_warnings():
             warnings.showwarning = _say
             app(standalone_mode=True)
-    except (ValueError, TypeError, KeyError, OSError, ImportError, DivergenceError, MemoryError) as error:
+    except (ValueError, TypeError, KeyError, OSError, ImportError, DivergenceError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise  # Torch says by one that memory is short; others are faults of ours
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         if isinstance(error, OSError) and error.filename is not None:
             text = f"{error.filename}: {error.strerror or 'cannot be used'}."

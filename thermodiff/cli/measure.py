@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from thermodiff._check import count, increasing_pair, write_atomically
 from thermodiff.accounting.nodes import MOST_NODES
+from thermodiff.cli.inputs import require_files
 from thermodiff.cli.subject import NETS, Subject, read_subject, require_torch
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def run(
     load_weights(subject.net, folder / "weights")
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"cannot write into {folder}; copy it to a folder of yours.")
+    require_files(folder, ("measure.json", "measure.png"))
     model = LearnedDiffusion(subject.net, subject.data, subject.net.noise)  # pyright: ignore[reportArgumentType]
     window = window or tuple(record["window"])
     with torch_threads(1 if subject.batch > 128 else os.cpu_count() or 1):
@@ -57,6 +59,8 @@ def run(
 
 def _record(file: Path) -> dict[str, Any]:
     """What ``thermodiff train`` wrote of the training."""
+    if (file.parent / "weights.state.safetensors").exists() and not file.exists():
+        raise ValueError(f"the training in {file.parent} is not at its end; give its command again, then measure.")
     if not file.is_file():
         raise ValueError(f"there is no {file}; give the folder that `thermodiff train --out` has written.")
     try:

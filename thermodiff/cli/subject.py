@@ -42,7 +42,10 @@ def read_subject(data: str, net: str, labels: bool, seed: int) -> Subject:
             raise ValueError(f"--net unet takes images, {data!r} holds vectors; use --net control or mlp.")
         images, held_out = read_images(data, rng=seed)
         if labels and images.labels is None:
-            raise ValueError(f"--labels: {data} holds no labels; save them beside the images as labels=.")
+            raise ValueError(
+                f"--labels: {data} holds no labels; save them beside the images, as labels= of images=, or as train_labels= "
+                "and test_labels= of train_images= and test_images=."
+            )
         network = UNet(images.shape[0], classes=images.classes if labels else None, rng=seed)
         spread = float(np.sqrt(np.asarray(images).var(0).mean()))
         return Subject(images, held_out, Preconditioned(network), 128, spread)

@@ -13,7 +13,8 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
@@ -159,7 +160,7 @@ def carry_out(todo: Sequence[Run], store: Store, workers: int, plain: bool = Fal
             while missing:
                 done, futures = wait(futures, timeout=1.0, return_when="FIRST_EXCEPTION")
                 for future in done:
-                    future.result()
+                    _result(future)
                 for run in list(missing):
                     record = store.load(run.name)
                     if record is not None:
@@ -169,6 +170,16 @@ def carry_out(todo: Sequence[Run], store: Store, workers: int, plain: bool = Fal
                     raise RuntimeError(f"records vanished from {store.folder} during the experiment; start it again.")
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _result(future: Future[None]) -> None:
+    try:
+        future.result()
+    except BrokenProcessPool as error:
+        raise MemoryError(
+            "a process of the experiment was killed, perhaps because memory was short; what is finished is kept: start it "
+            "again, with fewer workers if memory is the reason."
+        ) from error
 
 
 class Point(NamedTuple):

@@ -25,7 +25,14 @@ MOST_NUMBERS = 1 << 17
 DRAWN_TOGETHER = 1 << 20
 """Numbers of x that exist at a time: memory does not grow with the number of samples."""
 
-_FULL = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+_FULL = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "could not create a primitive",
+)
+"""The last is what oneDNN says, of whatever hindered it."""
 
 
 def usual_batch(dim: int) -> int:

@@ -10,6 +10,7 @@ which is mapped onto ``span``.  Numbers with a fraction are taken as they are: t
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -25,6 +26,9 @@ from thermodiff._check import count, finite_number, increasing_pair, seed_words
 
 CHANNELS = (1, 2, 3, 4)
 """Lengths of an axis that are read as channels."""
+MOST_CLASSES = 1_000_000
+GREY_RANGE = 20.0
+"""Fractions that span more than this were grey levels once."""
 _LABELS = {"images": "labels", "train_images": "train_labels", "test_images": "test_labels"}
 
 
@@ -276,7 +280,7 @@ def _collect(dataset: Any, labels: Any) -> tuple[npt.NDArray[Any], Any]:
         )
     if len(dataset) == 0:
         raise ValueError("the dataset of images is empty; give at least 2.")
-    items = [_entries(dataset[k]) for k in range(len(dataset))]
+    items = [_entries(_item(dataset, k)) for k in range(len(dataset))]
     if labels is None and any(label is not None for _, label in items):
         labels = [_whole(label) for _, label in items]
     arrays = [plain_array(image) for image, _ in items]
@@ -284,6 +288,13 @@ def _collect(dataset: Any, labels: Any) -> tuple[npt.NDArray[Any], Any]:
     if len(shapes) > 1:
         raise ValueError(f"the images of the dataset have different shapes, {sorted(shapes)[:3]}; bring them to one.")
     return np.stack(arrays), labels
+
+
+def _item(dataset: Any, k: int) -> Any:
+    try:
+        return dataset[k]
+    except Exception as error:  # of whatever its own code does
+        raise ValueError(f"item {k} of the dataset of images failed: {type(error).__name__}: {error}") from error
 
 
 def _has_items(dataset: Any) -> bool:
@@ -360,8 +371,16 @@ def _channels_first(values: Any) -> torch.Tensor:
         if "masked" in str(error):
             raise
         raise ValueError("the images of a list must have one shape, and theirs differ; bring them to one.") from None
+    if isinstance(values, str | PathLike):
+        raise TypeError(
+            f"images must be an array or a dataset, got the text {str(values)!r}; a file is read by read_images."
+        )
     if plain.dtype != np.uint8 and plain.dtype.kind not in "fiub":
-        raise TypeError(f"images must be numbers, got type {plain.dtype}.")
+        given = f"type {plain.dtype}" if plain.ndim else type(values).__name__
+        raise TypeError(
+            f"images must be numbers, in an array or a dataset with len and items, got {given}; of a DataLoader pass its "
+            "dataset, of a generator a list."
+        )
     if plain.dtype.kind in "iub" and plain.dtype != np.uint8:
         raise TypeError(f"images must be uint8 (grey levels) or float, got {plain.dtype}; convert them.")
     if plain.ndim == 3:
@@ -378,7 +397,15 @@ def _channels_first(values: Any) -> torch.Tensor:
     bad = int(np.count_nonzero(~np.isfinite(plain)))
     if bad:
         raise ValueError(f"the images hold {bad} values that are nan or infinite; remove them.")
-    return torch.from_numpy(to_float32("the images", plain))
+    found = to_float32("the images", plain)
+    low, high = float(found.min()), float(found.max())
+    if high - low > GREY_RANGE:
+        warnings.warn(
+            f"the images are numbers of type {plain.dtype} from {low:g} to {high:g}, taken as they are: span is for grey "
+            "levels, which are uint8. Entropies depend on the range; convert them by astype(numpy.uint8), or rescale.",
+            stacklevel=4,
+        )
+    return torch.from_numpy(found)
 
 
 def _labels(labels: Any, n: int) -> torch.Tensor:
@@ -387,6 +414,6 @@ def _labels(labels: Any, n: int) -> torch.Tensor:
         raise ValueError(f"labels must be whole numbers, one for each of {n} images, got {values.dtype} {values.shape}.")
     if values.min() < 0:
         raise ValueError(f"labels are counted from 0, got {values.min()}.")
-    if values.max() > np.iinfo(np.int64).max:
-        raise ValueError(f"labels must be below 2**63, got {values.max()}; number the classes 0, 1, 2, ...")
+    if values.max() >= MOST_CLASSES:  # a network has weights for each
+        raise ValueError(f"labels must be below {MOST_CLASSES}, got {values.max()}; number the classes 0, 1, 2, ...")
     return torch.from_numpy(values.astype(np.int64))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from thermodiff._check import above, array, count, points
+from thermodiff._check import above, array, count, points, time_within
 from thermodiff._tasks import workspace
 from thermodiff.accounting import Estimate
 from thermodiff.accounting.ledger import standard_error
@@ -190,9 +190,12 @@ class LearnedDiffusion:
 
     def score(self, x: npt.ArrayLike, t: float) -> FloatArray:
         """The learned score grad log p_theta at points (n, d), or (n, ...) as `shape` says, and time t > 0; as x."""
-        row = Row(*(float(value) for value in self.noise.at(self.noise.lam(above("t", t, 0.0, "sigma would vanish")))))
+        row = Row(*(float(value) for value in self.noise.at(self.noise.lam(self._time(t)))))
         given = self._points(x)
         return (self.field.values(given.reshape(-1, self.dim), row) / row.sigma).reshape(given.shape)
+
+    def _time(self, t: float) -> float:
+        return above("t", time_within(t, self.noise.t_end), 0.0, "sigma would vanish")
 
     def _points(self, x: npt.ArrayLike) -> FloatArray:
         """``x`` checked: points (n, d), or (n, ...) in the shape of the samples."""

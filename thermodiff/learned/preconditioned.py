@@ -48,6 +48,8 @@ class Preconditioned(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"Preconditioned: net must be a torch module, got {net!r:.80}.")
         self.net, self.noise = net, None
         self.learning_rate = getattr(net, "learning_rate", 2e-4)
         self.classes = getattr(net, "classes", None)

@@ -39,7 +39,10 @@ class NoiseTable:
     """
 
     def __init__(self, cumulative: npt.ArrayLike) -> None:
-        table = np.asarray(cumulative, dtype=np.float64)
+        try:
+            table = np.asarray(cumulative, dtype=np.float64)
+        except (ValueError, TypeError):
+            raise TypeError(f"the noise table must be numbers, got {cumulative!r:.80}.") from None
         if table.ndim != 1 or table.size < 2 or not np.all(np.isfinite(table)):
             raise ValueError(f"the noise table must hold at least 2 finite numbers in a row, got shape {table.shape}.")
         if table.max() >= 1.0 or table.min() <= 0.0:

@@ -109,7 +109,12 @@ class _Lines:
             raise ValueError(f"metrics={str(path)!r} is a folder; name a file in it, as in {str(path / 'metrics.jsonl')!r}.")
         self._path, self._start = path, time.monotonic()
         kept = [line for line in _read(path) if line["step"] <= done]
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        try:
+            write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        except OSError as error:
+            raise ValueError(
+                f"metrics={str(path)!r} cannot be written ({error.strerror}); choose a file in a folder of yours."
+            ) from None
 
     def add(self, step: int, loss: float, lr: float) -> None:
         """Write a line, with the mean loss of its steps."""
@@ -119,16 +124,17 @@ class _Lines:
 
 
 def _read(path: Path) -> list[dict[str, float]]:
-    """The lines of an earlier run; the last may be torn."""
+    """The lines of an earlier run; the last may be torn, and then it has no end."""
     if not path.exists():
         return []
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
+        content = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise ValueError(
             f"{path} is not a file of text, so it holds no metrics; choose another file for metrics=."
         ) from None
-    lines = []
+    lines, texts = [], content.splitlines()
+    torn = len(texts) if texts and not content.endswith("\n") else 0
     for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
@@ -136,7 +142,7 @@ def _read(path: Path) -> list[dict[str, float]]:
             line = None
         if _is_line(line):
             lines.append(line)
-        elif number < len(texts):
+        elif number != torn:
             raise ValueError(f"{path}, line {number}, is not a line of metrics; choose another file for metrics=.")
     return lines
 

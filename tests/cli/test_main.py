@@ -327,3 +327,20 @@ def test_a_stream_that_lacks_a_letter_gets_the_rest(tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     assert "window ? = " in done.stdout
     assert "total" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "code"), [("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes", 2), ("a fault", None)]
+)
+def test_errors_of_torch(capsys, monkeypatch, tmp_path, text: str, code: int | None) -> None:
+    """Short memory is said in a sentence; a fault of ours keeps its traceback."""
+
+    def fail(**_: Any) -> None:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(job, "run", fail)
+    if code is None:
+        with pytest.raises(RuntimeError, match="a fault"):
+            call(capsys, monkeypatch, "entropy")
+    else:
+        assert_refused(call(capsys, monkeypatch, "entropy"), tmp_path / "out", text)

@@ -133,3 +133,19 @@ def test_a_record_that_is_none(run, tmp_path, content):
     code, _, err = run("measure", tmp_path)
     assert code == 2
     assert "train.json is not the record of a training by this version; train again" in err
+
+
+def test_a_training_that_is_not_at_its_end(run, tmp_path):
+    folder = trained(run, tmp_path / "net")
+    (folder / "train.json").unlink()
+    code, _, err = run("measure", folder, *SMALL)
+    assert code == 2
+    assert f"the training in {folder} is not at its end; give its command again, then measure." in err
+
+
+def test_a_folder_in_the_place_of_the_page(run, tmp_path):
+    folder = trained(run, tmp_path / "net")
+    (folder / "measure.json").mkdir()
+    code, _, err = run("measure", folder, *SMALL)
+    assert code == 2
+    assert "measure.json is a folder" in err

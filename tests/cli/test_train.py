@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 import thermodiff
 from thermodiff.cli import main as command
 from thermodiff.learned import ControlMLP, EntropyMLP, Preconditioned, UNet, load_weights
+from thermodiff.learned.resume import State
 from thermodiff.schedules import VP
 
 ROOT = Path(thermodiff.__file__).parent.parent
@@ -162,3 +164,56 @@ def test_bad_images_and_places(run, tmp_path):
     code, _, err = run()
     assert code == 2
     assert "is a file; name a folder" in err
+
+
+def test_ctrl_c_says_how_to_go_on(run, tmp_path, monkeypatch):
+    whole = run("--steps", "120", "--quiet", "--out", str(tmp_path / "whole"))
+    assert whole == (0, "", "")
+    real, steps = State.save, []
+
+    def interrupt(self, net, optimiser, step, losses=()):
+        steps.append(step)
+        if step == 60:
+            signal.raise_signal(signal.SIGINT)
+        return real(self, net, optimiser, step, losses)
+
+    monkeypatch.setattr(State, "save", interrupt)
+    code, out, err = run("--steps", "120", "--quiet")
+    assert (code, out) == (130, "")
+    assert err.startswith("thermodiff: stopped after step 61 of 120, saved in ")
+    assert err.endswith("Give the same command again to go on.\n")
+    assert steps[-1] == 61
+    monkeypatch.setattr(State, "save", real)
+    assert run("--steps", "120", "--quiet") == (0, "", "")
+    for name, value in weights(tmp_path / "whole").items():
+        assert torch.equal(value, weights(tmp_path / "out")[name])
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    others = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(line["step"], line["loss"]) for line in others]
+
+
+def test_folders_in_the_place_of_files_are_told_at_once(run, tmp_path):
+    for name in ("metrics.jsonl", "train.json"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+        code, _, err = run()
+        assert code == 2
+        assert f"{name} is a folder, and a file of that name is to be written; move it away." in err
+        (tmp_path / "out" / name).rmdir()
+
+
+def test_words_of_the_command_line(run, tmp_path):
+    code, _, err = run("--schedule", "CondOT")
+    assert code == 2
+    assert "state the window: --lam -8 8." in err
+    grey = np.random.default_rng(0).integers(0, 255, (9, 6, 6), dtype=np.uint8)
+    np.savez(tmp_path / "two.npz", train_images=grey, test_images=grey)
+    code, _, err = run("--net", "unet", "--labels", "--data", str(tmp_path / "two.npz"))
+    assert code == 2
+    assert "or as train_labels= and test_labels= of train_images= and test_images=." in err
+    code, _, err = run("--data", str(tmp_path / "two.npz"))
+    assert code == 2
+    assert "images are for `thermodiff train --net unet`." in err
+    np.savez(tmp_path / "huge.npz", images=grey, labels=np.arange(9) + 1_000_000_000)
+    code, _, err = run("--net", "unet", "--labels", "--data", str(tmp_path / "huge.npz"))
+    assert code == 2
+    assert "labels must be below 1000000, got 1000000008" in err

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
@@ -131,3 +133,10 @@ def test_workers_end_when_the_experiment_is_killed(tmp_path) -> None:
         time.sleep(0.1)
     os.kill(worker, signal.SIGKILL)
     pytest.fail("the worker goes on")
+
+
+def test_a_killed_process_is_told_in_a_sentence() -> None:
+    future: Future[None] = Future()
+    future.set_exception(BrokenProcessPool("abruptly"))
+    with pytest.raises(MemoryError, match="a process of the experiment was killed, perhaps because memory was short"):
+        transport._result(future)

@@ -278,3 +278,38 @@ def test_refused_modules():
         adapt(lambda x, t: x)
     with pytest.raises(ValueError, match=r"shape of x, \(3, 2\), got SimpleNamespace; say where it is with output="):
         adapt(Probe())(X, T)
+
+
+class TimeFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, t, x, y=None):
+        return self.layer(x) * t[:, None] * (1.0 if y is None else y[:, None])
+
+
+class Named(TimeFirst):
+    def forward(self, *, sample, timestep, classes=None):
+        return super().forward(timestep, sample, classes)
+
+
+def test_other_signatures() -> None:
+    first, named = TimeFirst(), Named()
+    named.load_state_dict(first.state_dict())
+    expected = first(T.float(), X)
+    assert torch.equal(adapt(first, call=lambda module, x, time: module(time, x))(X, T), expected)
+    by_name = adapt(named, call=lambda module, x, time: module(sample=x, timestep=time))
+    assert torch.equal(by_name(X, T), expected)
+    labelled = adapt(named, labels="y", call=lambda module, x, time, y=None: module(sample=x, timestep=time, classes=y))
+    labels = torch.tensor([2, 0, 1])
+    assert torch.equal(labelled(X, T, labels), expected * labels[:, None])
+    trained = train(by_name, np.random.default_rng(0).normal(size=(20, 2)), VP(), steps=2, batch=4, rng=0, predicts="eps")
+    assert trained.predicts == "eps"
+
+
+def test_a_signature_that_does_not_fit_says_what_to_do() -> None:
+    with pytest.raises(TypeError, match=r"the adapted Named failed: .*say how: adapt\(module, call=lambda module, x, time"):
+        adapt(Named())(X, T)
+    with pytest.raises(TypeError, match="call must be a function, as in .* got str"):
+        adapt(Named(), call="sample")  # pyright: ignore[reportArgumentType]

@@ -13,7 +13,7 @@ from thermodiff._check import DivergenceError
 from thermodiff.accounting.nodes import fine
 from thermodiff.densities import Density, Gaussian
 from thermodiff.diffusion import noise_kl
-from thermodiff.learned.bound import lower_bound
+from thermodiff.learned.bound import _student, lower_bound
 from thermodiff.learned.model import LearnedDiffusion
 from thermodiff.schedules import VE, VP, Schedule, StraightLine
 
@@ -176,3 +176,16 @@ def test_errors() -> None:
     model = LearnedDiffusion(lambda x, t: x * np.nan, LAW, VP())
     with pytest.raises(DivergenceError, match="the score is nan or infinite at 3 of 3 points at lam = "):
         lower_bound(model, LAW.sample(3, 0), strata=4, replicates=4)
+
+
+def test_errors_where_one_stratum_has_most_of_the_variance() -> None:
+    """Then its seven degrees of freedom are all there are: with the 56 of all strata the rms of z is 1.17."""
+    scales = np.array([1.0, *[0.05] * 7])[:, None]
+    costs = np.random.default_rng(0).standard_normal((8, 8, 100_000)) * scales
+    z = costs.mean(axis=0).sum(axis=0) / _student(costs.var(axis=0, ddof=1), 8)
+    squares = z**2
+    assert abs(squares.mean() - 1.0) < 4.0 * squares.std() / np.sqrt(len(z))
+    alike = np.random.default_rng(1).standard_normal((8, 8, 100_000))
+    z = alike.mean(axis=0).sum(axis=0) / _student(alike.var(axis=0, ddof=1), 8)
+    assert abs((z**2).mean() - 1.0) < 4.0 * (z**2).std() / np.sqrt(len(z))
+    assert np.array_equal(_student(np.zeros((3, 2)), 4), [0.0, 0.0])

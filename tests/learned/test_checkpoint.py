@@ -1,6 +1,7 @@
 """Weights on disk."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from thermodiff.densities import Gaussian
-from thermodiff.learned.checkpoint import load_weights, save_weights
+from thermodiff.learned.checkpoint import check_path, load_weights, save_weights
 from thermodiff.learned.model import LearnedDiffusion
 from thermodiff.learned.networks import ControlMLP, EntropyMLP
 from thermodiff.learned.training import train
@@ -202,3 +203,18 @@ def test_paths_that_cannot_be_written_are_refused_before_training(tmp_path, suff
             save_weights(ControlMLP(2, rng=0), path)
     assert heard == []
     assert not (tmp_path / "sub").exists()
+
+
+@pytest.mark.parametrize("cause", ["mkdir", "access"])
+def test_a_folder_that_cannot_be_written_is_told_before_the_training(tmp_path, monkeypatch, cause):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    if cause == "mkdir":
+        monkeypatch.setattr(Path, "mkdir", refuse)
+    else:
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(
+        ValueError, match=r"cannot be written \((Permission denied|no permission to write)\); choose another"
+    ):
+        check_path(tmp_path / "nope" / "net")

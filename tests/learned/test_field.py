@@ -277,3 +277,8 @@ def test_an_account_costs_little_beside_its_network() -> None:
             account(model, samples=400, nodes=1, rng=0, lam=(-4.0, 4.0))
             shares.append((time.process_time() - start) / spent - 1.0)
     assert min(shares) < 0.05
+
+
+def test_memory_that_is_short_within_onednn() -> None:
+    assert is_full(RuntimeError("could not create a primitive"))
+    assert not is_full(RuntimeError("could not create anything"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -338,3 +341,39 @@ def test_refused_files(tmp_path):
             read_images(tmp_path / f"{name}.npz")
     with pytest.raises(ValueError, match="give 'digits' or a FILE.npz"):
         read_images("letters")
+
+
+def test_grey_levels_as_fractions_are_warned_of():
+    values = grey(4, 5, 5)
+    with pytest.warns(UserWarning, match=r"numbers of type float64 from .* to \d+, taken as they are"):
+        Images(values.astype(np.float64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Images(values)
+        Images(values / 255.0)
+        Images(values / 127.5 - 1.0)
+
+
+class Failing:
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, k):
+        raise KeyError("boom")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (torch.utils.data.DataLoader([1, 2]), "of a DataLoader pass its dataset"),
+        ((k for k in range(3)), "got generator; of a DataLoader pass its dataset, of a generator a list"),
+        (None, "images must be numbers, .* got NoneType"),
+        ("mnist.npz", "got the text 'mnist.npz'; a file is read by read_images"),
+        (Path("mnist.npz"), "got the text 'mnist.npz'; a file is read by read_images"),
+        (Failing(), "item 0 of the dataset of images failed: KeyError: 'boom'"),
+    ],
+    ids=["loader", "generator", "none", "text", "path", "failing"],
+)
+def test_what_is_no_images_says_what_to_do(values, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        Images(values)

@@ -322,3 +322,11 @@ def test_a_network_near_equilibrium_has_an_error_of_its_own_size(std: float) -> 
     for name in ("neural", "mismatch"):
         assert ledger.total(name).error < 1e-4 * exact
     assert abs(ledger.total("neural").value - exact) < 4.0 * ledger.total("neural").error
+
+
+def test_scores_are_asked_where_the_schedule_is() -> None:
+    model = LearnedDiffusion(Exact(LAW, VP()), LAW, VP())
+    assert np.isfinite(model.score(LAW.sample(3, rng=0), 1.0)).all()
+    for t in (1.001, 2.0, -0.1):
+        with pytest.raises(ValueError, match=r"t must lie between 0 \(data\) and 1 \(noise\), got"):
+            model.score(LAW.sample(3, rng=0), t)

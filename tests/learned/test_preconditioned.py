@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from thermodiff.learned.checkpoint import load_weights, save_weights
-from thermodiff.learned.networks import EntropyMLP
+from thermodiff.learned.networks import ControlMLP, EntropyMLP
 from thermodiff.learned.preconditioned import Preconditioned
+from thermodiff.learned.training import train
 from thermodiff.learned.unet import UNet
 from thermodiff.schedules import VE, VP, Cosine, Schedule, StraightLine, SubVP
 
@@ -106,3 +107,17 @@ def test_what_it_takes_over_and_refuses():
     net.precondition(np.zeros(16), np.ones(16), VP())
     with pytest.raises(ValueError, match=r"16 coordinates, x has shape \(1, 1, 5, 5\)"):
         net(torch.zeros(1, 1, 5, 5), torch.ones(1))
+
+
+@pytest.mark.parametrize("net", [None, UNet])
+def test_what_is_no_network_is_refused(net) -> None:
+    with pytest.raises(TypeError, match="Preconditioned: net must be a torch module, got"):
+        Preconditioned(net)
+
+
+@pytest.mark.parametrize("net", [Preconditioned(UNet(1, (4,), rng=0)), ControlMLP(16, width=4, rng=0)])
+def test_it_is_trained_for_what_it_gives_only(net) -> None:
+    data = np.random.default_rng(0).normal(size=(8, 1, 4, 4) if isinstance(net, Preconditioned) else (8, 16))
+    with pytest.raises(ValueError, match="starts from the Gaussian answer for predicts='entropy', .* got predicts='eps'"):
+        train(net, data.astype(np.float32), VP(), steps=1, batch=2, predicts="eps")
+    train(net, data.astype(np.float32), VP(), steps=1, batch=2, rng=0, predicts="entropy", progress=False)

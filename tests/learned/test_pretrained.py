@@ -241,3 +241,8 @@ def test_times_that_are_learned_step_by_step(saved, tmp_path):
     saved(unet_options={"time_embedding_type": "learned", "num_train_timesteps": 1000})
     with pytest.raises(ValueError, match="time_embedding_type='learned', a vector for each step and none between them"):
         from_diffusers(tmp_path)
+
+
+def test_a_table_of_text_is_refused():
+    with pytest.raises(TypeError, match=r"the noise table must be numbers, got \['a', 'b'\]"):
+        NoiseTable(["a", "b"])  # pyright: ignore[reportArgumentType]

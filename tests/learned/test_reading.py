@@ -325,3 +325,40 @@ def test_narrow_data_and_few_steps(noise: Schedule | None) -> None:
     net = adapt(Eps(), time="steps", steps=1000, noise=noise)
     ledger = account(LearnedDiffusion(net, data, VP(), predicts="eps"), lam=(-8.0, 9.0), samples=64, nodes=4, rng=0)
     assert np.isfinite(ledger.total("neural").value)
+
+
+NEAR = GaussianMixture(
+    [[0.35, 0.82, 0.33, -1.3], [0.9, 0.45, -0.54, 0.58], [0.36, 0.29, 0.03, 0.55]],
+    weights=[0.2, 0.5, 0.3],
+    stds=[0.4, 0.7, 0.5],
+)
+"""Nearly of unit variance, so that the control is small: most of each score is the drift, whatever the reading."""
+POINTS = Samples(NEAR.sample(300, rng=0))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("noise", [VP(), StraightLine(), SubVP(), Cosine(), CondOT()], ids=lambda noise: noise.name)
+@pytest.mark.parametrize("data", [NEAR, POINTS], ids=["law", "points"])
+def test_no_wrong_reading_of_a_small_control_passes(data: Density | Samples, noise: Schedule) -> None:
+    """The points are those of a law that the network knows better than they do."""
+    factor = {("v", "flow"), ("flow", "v")} if noise.name == "Cosine" else set()  # pi / 2 at every time
+    for is_ in NETWORKS:
+        check(NEAR, noise, is_, is_, data)
+        for read in NETWORKS:
+            if (is_, read) in factor:
+                with pytest.raises((ValueError, UserWarning), match=f"read as {is_!r} it"):
+                    check(NEAR, noise, is_, read, data)
+            elif read != is_:
+                with pytest.raises(ValueError, match=f"Pass predicts={is_!r}"):
+                    check(NEAR, noise, is_, read, data)
+
+
+@pytest.mark.filterwarnings("ignore:.*the network has learned little")
+@pytest.mark.parametrize("noise", [VP(), StraightLine(), SubVP(), Cosine(), CondOT()], ids=lambda noise: noise.name)
+def test_a_control_that_is_off_by_a_factor_is_measured(noise: Schedule) -> None:
+    """But where another reading is the same up to just this factor, under Cosine."""
+    same = (2.0 / np.pi, np.pi / 2.0) if noise.name != "Cosine" else ()
+    for control in (0.3, 0.8, 1.25, 3.0, *same):
+        for name in NETWORKS:
+            for data in (NEAR, POINTS):
+                check_reading(Field(Exact(NEAR, noise, name, control=control), name, noise, (4,), 8192), data)

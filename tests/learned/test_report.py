@@ -120,3 +120,22 @@ def test_a_loss_that_is_not_finite(value):
 def test_a_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"metrics='.*' is a folder; name a file in it"):
         report(10, tmp_path)
+
+
+def test_a_line_that_is_whole_and_no_metrics_is_not_erased(tmp_path):
+    path = tmp_path / "other.txt"
+    for text in ("garbage\n", "[1]\n", '{"step": 50, "loss": 1.0}\nmine\n'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="is not a line of metrics; choose another file"):
+            report(5, path)
+        assert path.read_text() == text
+    path.write_text('{"step": 50, "loss": 1.0}\n{"step": 10')  # torn by a kill
+    report(100, path, done=50)
+    assert path.read_text() == '{"step": 50, "loss": 1.0}\n'
+
+
+def test_a_file_that_cannot_be_written(tmp_path):
+    blocking = tmp_path / "file"
+    blocking.write_text("")
+    with pytest.raises(ValueError, match=r"metrics='.*' cannot be written \(.*\); choose a file in a folder of yours"):
+        report(5, blocking / "metrics.jsonl")

@@ -363,3 +363,28 @@ def test_every_needs_a_place():
         train(ControlMLP(2, rng=0), DATA, VP(), every=5, lam=(-5.0, 5.0))
     with pytest.raises(ValueError, match="every must be at least 1"):
         train(ControlMLP(2, rng=0), DATA, VP(), every=0, checkpoint="x", lam=(-5.0, 5.0))
+
+
+def test_two_trainings_do_not_write_to_one_state(tmp_path: Path) -> None:
+    path, options = tmp_path / "net", {"steps": 4, "batch": 8, "rng": 0, "every": 2, "progress": False}
+    first = train(ControlMLP(2, rng=0), DATA, VP(), checkpoint=path, metrics=tmp_path / "lines", **options)
+    before = (tmp_path / "lines").read_bytes()
+    with resume.State(path, {}, 1).alone(), pytest.raises(ValueError, match="another training is writing to .*net.state"):
+        train(ControlMLP(2, rng=0), DATA, VP(), checkpoint=path, metrics=tmp_path / "lines", **options)
+    assert (tmp_path / "lines").read_bytes() == before
+    again = train(ControlMLP(2, rng=0), DATA, VP(), checkpoint=path, **options)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert sorted(file.name for file in tmp_path.iterdir() if "lock" in file.name) == []
+
+
+def test_the_lock_of_a_killed_training_is_none(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys; from thermodiff.learned.resume import State\n"
+        "with State(sys.argv[1], {}, 1).alone(): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    path = tmp_path / "net"
+    subprocess.run([sys.executable, "-c", program, str(path)], cwd=ROOT, check=False)
+    assert [file.name for file in tmp_path.iterdir()] == [".net.state.safetensors.lock"]
+    with resume.State(path, {}, 1).alone():
+        pass
+    assert list(tmp_path.iterdir()) == []

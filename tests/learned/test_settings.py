@@ -13,7 +13,7 @@ from thermodiff.learned.batches import Source
 from thermodiff.learned.images import Images
 from thermodiff.learned.networks import ControlMLP
 from thermodiff.learned.pretrained import NoiseTable, Pretrained
-from thermodiff.learned.settings import Settings, check_fit, choose_device
+from thermodiff.learned.settings import MOST_STEPS, Settings, check_fit, check_type, choose_device
 from thermodiff.learned.unet import UNet
 from thermodiff.schedules import VP, CondOT
 
@@ -106,3 +106,17 @@ def test_device():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device='cuda' cannot be used"):
             choose_device(net, "cuda")
+
+
+def test_steps_are_counted_in_32_bits():
+    Settings(MOST_STEPS, 1, 0.1, 0.9, None, True, "lam", "eps", "float32", True)
+    with pytest.raises(ValueError, match="steps must be at most 4294967295, got 4294967296"):
+        Settings(MOST_STEPS + 1, 1, 0.1, 0.9, None, True, "lam", "eps", "float32", True)
+
+
+def test_low_precision_is_for_single_precision():
+    net = nn.Linear(2, 2)
+    check_type(net, "bf16")
+    check_type(net.double())
+    with pytest.raises(ValueError, match="precision='bf16' is for networks in float32, the weight weight is in float64"):
+        check_type(net, "bf16")

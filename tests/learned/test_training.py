@@ -209,3 +209,8 @@ def test_neural_entropy_meets_the_total(noise: Schedule) -> None:
     total, neural, mismatch = account(train(ControlMLP(2, rng=0), law, noise, steps=1000, rng=0), law, noise)
     assert neural == pytest.approx(total, rel=0.02)
     assert mismatch < 0.01 * total
+
+
+def test_metrics_of_another_kind_are_refused() -> None:
+    with pytest.raises(TypeError, match="metrics must be a function of step and loss, or a file, got int"):
+        train(small(), TwoPeaks(), VP(), steps=1, metrics=5)  # pyright: ignore[reportArgumentType]

@@ -66,6 +66,10 @@ class Images:
         dequantise: bool = False,
         levels: int = 256,
     ) -> None:
+        if isinstance(values, str | PathLike):
+            raise TypeError(
+                f"images must be an array or a dataset, got the text {str(values)!r}; a file is read by read_images."
+            )
         if not isinstance(values, np.ndarray | torch.Tensor | list) and hasattr(values, "__getitem__"):
             values, labels = _collect(values, labels)
         self.values = _channels_first(values)
@@ -371,10 +375,6 @@ def _channels_first(values: Any) -> torch.Tensor:
         if "masked" in str(error):
             raise
         raise ValueError("the images of a list must have one shape, and theirs differ; bring them to one.") from None
-    if isinstance(values, str | PathLike):
-        raise TypeError(
-            f"images must be an array or a dataset, got the text {str(values)!r}; a file is read by read_images."
-        )
     if plain.dtype != np.uint8 and plain.dtype.kind not in "fiub":
         given = f"type {plain.dtype}" if plain.ndim else type(values).__name__
         raise TypeError(

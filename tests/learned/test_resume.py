@@ -377,6 +377,15 @@ def test_two_trainings_do_not_write_to_one_state(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir() if "lock" in file.name) == []
 
 
+def test_a_file_system_without_locks_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(resume.fcntl, "flock", refuse)
+    train(ControlMLP(2, rng=0), DATA, VP(), steps=2, batch=8, rng=0, checkpoint=tmp_path / "net", every=1, progress=False)
+    assert (tmp_path / "net.state.safetensors").exists()
+
+
 def test_the_lock_of_a_killed_training_is_none(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys; from thermodiff.learned.resume import State\n"

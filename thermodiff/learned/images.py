@@ -403,7 +403,7 @@ def _channels_first(values: Any) -> torch.Tensor:
         warnings.warn(
             f"the images are numbers of type {plain.dtype} from {low:g} to {high:g}, taken as they are: span is for grey "
             "levels, which are uint8. Entropies depend on the range; convert them by astype(numpy.uint8), or rescale.",
-            stacklevel=4,
+            stacklevel=3,
         )
     return torch.from_numpy(found)
 

@@ -58,7 +58,7 @@ class State:
     def alone(self) -> Iterator[None]:
         """Refuse to write beside another training that runs; its lock ends with its process, however that ends.
 
-        Not on Windows, which lacks such locks.
+        Not on Windows and on file systems without such locks.
         """
         self.file.parent.mkdir(parents=True, exist_ok=True)
         lock = self.file.with_name(f".{self.file.name}.lock")
@@ -70,6 +70,8 @@ class State:
                     raise ValueError(
                         f"another training is writing to {self.file}; wait for its end, or save elsewhere."
                     ) from None
+                except OSError:
+                    pass  # a file system without locks is no reason not to train
             try:
                 yield
             finally:

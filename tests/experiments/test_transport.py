@@ -140,3 +140,20 @@ def test_a_killed_process_is_told_in_a_sentence() -> None:
     future.set_exception(BrokenProcessPool("abruptly"))
     with pytest.raises(MemoryError, match="a process of the experiment was killed, perhaps because memory was short"):
         transport._result(future)
+
+
+def test_ctrl_c_does_not_wait_for_trainings(tmp_path) -> None:
+    """Of a million steps, which would take an hour."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    begin = time.monotonic()
+    try:
+        signal.alarm(4)
+        with pytest.raises(KeyboardInterrupt):
+            next(transport.carry_out([Run(3, "VP", 10**6, 0)], Store(tmp_path, transport.settings(False)), 1))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - begin < 30.0

@@ -168,6 +168,10 @@ def carry_out(todo: Sequence[Run], store: Store, workers: int, plain: bool = Fal
                         yield record
                 if missing and not futures:
                     raise RuntimeError(f"records vanished from {store.folder} during the experiment; start it again.")
+        except BaseException:  # Ctrl-C too: what runs may take hours, and is begun again from what it has saved
+            for worker in list((getattr(pool, "_processes", None) or {}).values()):
+                worker.kill()
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

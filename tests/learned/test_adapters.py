@@ -311,5 +311,7 @@ def test_other_signatures() -> None:
 def test_a_signature_that_does_not_fit_says_what_to_do() -> None:
     with pytest.raises(TypeError, match=r"the adapted Named failed: .*say how: adapt\(module, call=lambda module, x, time"):
         adapt(Named())(X, T)
+    with pytest.raises(TypeError, match=r"^[^;]*missing 1 required[^;]*$"):
+        adapt(Named(), call=lambda module, x, time: module(sample=x))(X, T)
     with pytest.raises(TypeError, match="call must be a function, as in .* got str"):
         adapt(Named(), call="sample")  # pyright: ignore[reportArgumentType]

@@ -13,12 +13,12 @@ def interrupt() -> None:
 
 
 def test_the_first_is_kept_and_the_second_acts() -> None:
-    with kept() as heard:
+    with pytest.raises(KeyboardInterrupt), kept() as heard:  # noqa: PT012
         assert not heard()
         interrupt()
         assert heard()
-        with pytest.raises(KeyboardInterrupt):
-            interrupt()
+        interrupt()
+        raise AssertionError("the second was not heard")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with pytest.raises(KeyboardInterrupt):
         interrupt()
@@ -59,3 +59,18 @@ def test_other_threads_hear_nothing() -> None:
     thread.start()
     thread.join()
     assert found == [False]
+
+
+def test_one_that_nobody_asks_for_acts_at_the_end() -> None:
+    with pytest.raises(KeyboardInterrupt), kept():
+        interrupt()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_that_is_set_meanwhile_stays() -> None:
+    try:
+        with kept():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

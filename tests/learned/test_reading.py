@@ -358,6 +358,7 @@ def test_no_wrong_reading_of_a_small_control_passes(data: Density | Samples, noi
 def test_a_control_that_is_off_by_a_factor_is_measured(noise: Schedule) -> None:
     """But where another reading is the same up to just this factor, under Cosine."""
     same = (2.0 / np.pi, np.pi / 2.0) if noise.name != "Cosine" else ()
+    same += (2.57,) if noise.name == "CondOT" else ()  # where "flow" has slopes near 1, and those of "v" are all 0.39
     for control in (0.3, 0.8, 1.25, 3.0, *same):
         for name in NETWORKS:
             for data in (NEAR, POINTS):

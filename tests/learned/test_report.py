@@ -124,7 +124,7 @@ def test_a_folder_is_refused(tmp_path):
 
 def test_a_line_that_is_whole_and_no_metrics_is_not_erased(tmp_path):
     path = tmp_path / "other.txt"
-    for text in ("garbage\n", "[1]\n", '{"step": 50, "loss": 1.0}\nmine\n'):
+    for text in ("garbage\n", "[1]\n", "my notes", '{"step": 50, "loss": 1.0}\nmine\n'):
         path.write_text(text)
         with pytest.raises(ValueError, match="is not a line of metrics; choose another file"):
             report(5, path)

@@ -397,3 +397,23 @@ def test_the_lock_of_a_killed_training_is_none(tmp_path: Path) -> None:
     with resume.State(path, {}, 1).alone():
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_was_removed_meanwhile_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another training ends between the opening of the file and its locking."""
+    state, real = resume.State(tmp_path / "net", {}, 1), resume.fcntl.flock
+    lock, calls = tmp_path / ".net.state.safetensors.lock", []
+
+    def lag(file: object, mode: int) -> None:
+        if not calls:
+            lock.unlink()
+        calls.append(mode)
+        real(file, mode)
+
+    monkeypatch.setattr(resume.fcntl, "flock", lag)
+    with state.alone():
+        assert len(calls) == 2
+        with pytest.raises(ValueError, match="another training"), resume.State(tmp_path / "net", {}, 1).alone():
+            pass
+        assert lock.exists()
+    assert not lock.exists()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from thermodiff.learned import EntropyMLP
-from thermodiff.learned.times import NODES, at_few_times
+from thermodiff.learned.times import NODES, _table, at_few_times
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
@@ -142,8 +142,8 @@ def test_the_network_asks_for_few_times(monkeypatch) -> None:
     assert rows == [NODES]
 
 
-def test_mixed_precision_rounds_products_of_points_alone() -> None:
-    """Few rows are worth full precision, and interpolation is not given up for bf16's own rounding."""
+def test_mixed_precision_does_not_hide_that_the_nodes_suffice() -> None:
+    """Coefficients in bf16 would not fall to round-off of float32."""
     net, t = trained_like(torch.float32), many(320)
     x, rows = torch.randn(320, 3, generator=torch.Generator().manual_seed(0)), []
     clock = net._clock
@@ -154,3 +154,29 @@ def test_mixed_precision_rounds_products_of_points_alone() -> None:
             low = net(x, t).float()
     assert rows == [NODES, NODES]
     assert 0.0 < (low - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_layers_are_called_as_they_stand() -> None:
+    """A hook, or what replaces a layer, has its say."""
+    net, t, x, calls = trained_like(torch.float32), many(320), torch.randn(320, 3), []
+    for layer in (*net.hidden, *net.times):
+        layer.register_forward_hook(lambda *_: calls.append(1))
+    net(x, t)
+    assert len(calls) == 4
+
+
+def test_ensembles_of_weights() -> None:
+    nets = [trained_like(torch.float32), EntropyMLP(3, rng=1)]
+    weights, buffers = torch.func.stack_module_state(nets)
+    x, t = torch.randn(320, 3), many(320)
+    found = torch.func.vmap(lambda w, b: torch.func.functional_call(nets[0], (w, b), (x, t)))(weights, buffers)
+    for net, row in zip(nets, found, strict=True):
+        torch.testing.assert_close(row, net(x, t), atol=2e-5, rtol=1e-5)
+
+
+def test_the_table_is_made_where_it_is_used() -> None:
+    _table.cache_clear()
+    net, x, t = trained_like(torch.float32), torch.randn(320, 3), many(320)
+    with torch.device("meta"):
+        found = net(x, t)
+    assert torch.equal(found, net(x, t))

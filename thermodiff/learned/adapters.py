@@ -134,6 +134,8 @@ class Adapted(nn.Module):
             try:
                 return module(x, clock)
             except TypeError as error:
+                if self._labels is None and (self._call is not None or "argument" not in str(error)):
+                    raise
                 if self._labels is None:
                     raise TypeError(
                         f"the adapted {name} failed: {error}; if it is not called as module(x, time), say how: "
@@ -209,7 +211,8 @@ def adapt(
         Picks the tensor out of what the module returns, as in ``lambda out: out.sample``.
     call : callable, optional
         How the module is called, where that is not ``module(x, time)``: as in ``lambda module, x, time: module(time, x)``,
-        or ``lambda module, x, time: module(sample=x, timestep=time)``.  Labels come by the keyword ``labels``.
+        or ``lambda module, x, time: module(sample=x, timestep=time)``.  Labels come by the keyword that
+        ``labels`` names.
 
     Returns
     -------

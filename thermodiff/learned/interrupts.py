@@ -11,7 +11,7 @@ from typing import Any
 
 @contextmanager
 def kept(active: bool = True) -> Iterator[Callable[[], bool]]:
-    """Keep a first Ctrl-C until it is asked for, by the function that is given; a second one acts at once.
+    """Keep a first Ctrl-C until it is asked for, by the function that is given, or at the end; a second one acts at once.
 
     Not where it is not ``active``, in other threads than the main one, and where Ctrl-C does something of the caller's.
     """
@@ -30,4 +30,7 @@ def kept(active: bool = True) -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: bool(heard)
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(signal.SIGINT) is hear:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    if heard:
+        raise KeyboardInterrupt

@@ -256,11 +256,8 @@ class EntropyMLP(nn.Module):
         kind = self.last.weight.dtype
         clock, spread = at_few_times(lambda times: self._clock(times.to(kind)), t)
         h = torch.sigmoid(self.embed_x(_waves(x.to(kind), self.frequencies_x)))
-        levels: Any = zip(self.hidden, self.times, self.norms, strict=True)
-        for layer, time, norm in levels:
-            # Both offsets are added at the few times.
-            shift = spread(time(clock) + layer.bias)
-            h = torch.sigmoid(norm(torch.addmm(shift, h, layer.weight.T)))
+        for layer, time, norm in zip(self.hidden, self.times, self.norms, strict=True):
+            h = torch.sigmoid(norm(layer(h) + spread(time(clock))))
         return self.last(h)
 
     def _clock(self, times: torch.Tensor) -> torch.Tensor:

@@ -60,7 +60,7 @@ CERTAIN_Z, SLOPE_KNOWN, SLOPE_BETTER = 5.0, 0.15, 3.0
 
 A network that knows the law behind some hundred points has slopes up to 1.2 on these at the data end (measured)."""
 FACTOR = 1.5
-"""Readings whose slopes have a ratio that varies by less over lam differ by a factor, which a poor network may have too."""
+"""Slopes whose ratio over lam is less are those of a network that is off by a factor."""
 
 _KEY = np.array([0x7468, 0x6469], dtype=np.uint32)
 
@@ -173,9 +173,9 @@ def _has_the_slopes(stated: Fit, other: Fit) -> bool:
 
 
 def _is_a_factor(stated: Fit, other: Fit) -> bool:
-    """Whether the two differ as a network does from one that is larger by the same factor everywhere."""
-    ratio = (stated.slopes / other.slopes)[other.errors < SLOPE_KNOWN]
-    return bool(ratio.min() > 0.0 and ratio.max() < FACTOR * ratio.min())
+    """Whether the stated reading is off by the same factor everywhere, as that of a poor network may be."""
+    slopes = stated.slopes[other.errors < SLOPE_KNOWN]
+    return bool(slopes.min() > 0.0 and slopes.max() < FACTOR * slopes.min())
 
 
 def _nearer(stated: Fit, other: Fit) -> float:

@@ -20,6 +20,8 @@ _EVERY = 20  # losses stay on a GPU for so many steps: reading one waits for the
 LINE = 50
 """Steps in one line of a file of metrics."""
 
+_BEGINNING = '{"step"'
+
 Metrics = Callable[[int, float], None] | str | PathLike[str]
 
 
@@ -134,7 +136,8 @@ def _read(path: Path) -> list[dict[str, float]]:
             f"{path} is not a file of text, so it holds no metrics; choose another file for metrics=."
         ) from None
     lines, texts = [], content.splitlines()
-    torn = len(texts) if texts and not content.endswith("\n") else 0
+    begun = bool(texts) and not content.endswith("\n") and _BEGINNING.startswith(texts[-1][: len(_BEGINNING)])
+    torn = len(texts) if begun else 0
     for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)

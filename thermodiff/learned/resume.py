@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TextIO, TypeGuard
 
 import torch
 from safetensors.torch import save
@@ -56,26 +57,36 @@ class State:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Refuse to write beside another training that runs; its lock ends with its process, however that ends.
+        """Refuse to write beside another training that runs; its lock ends with its process and what that has forked.
 
         Not on Windows and on file systems without such locks.
         """
         self.file.parent.mkdir(parents=True, exist_ok=True)
         lock = self.file.with_name(f".{self.file.name}.lock")
-        with open(lock, "w") as file:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise ValueError(
-                        f"another training is writing to {self.file}; wait for its end, or save elsewhere."
-                    ) from None
-                except OSError:
-                    pass  # a file system without locks is no reason not to train
+        file = open(lock, "w")  # noqa: SIM115
+        try:
+            self._hold(file)
+            while not _is_same(file, lock):  # one that has just ended has removed what was opened here
+                file.close()
+                file = open(lock, "w")  # noqa: SIM115
+                self._hold(file)
             try:
                 yield
             finally:
                 lock.unlink(missing_ok=True)
+        finally:
+            file.close()
+
+    def _hold(self, file: TextIO) -> None:
+        """Lock the file, where there are locks."""
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another training is writing to {self.file}; wait for its end, or save elsewhere.") from None
+        except OSError:
+            pass  # a file system without locks is no reason not to train
 
     def save(self, net: nn.Module, optimiser: Optimiser, step: int, losses: Sequence[float] = ()) -> None:
         """Write the state after ``step`` steps, with the losses of those that no line of metrics holds yet."""
@@ -137,6 +148,14 @@ class State:
                 f"{self.file} belongs to another training ({told}); call as before to go on, or delete it, or save "
                 "elsewhere."
             )
+
+
+def _is_same(file: TextIO, path: Path) -> bool:
+    """Whether the open file is the one at the path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def stored_key(path: str | PathLike[str]) -> list[int] | None:

@@ -45,12 +45,14 @@ def at_few_times(function: Callable[[torch.Tensor], torch.Tensor], t: torch.Tens
     if len(times) > 2 * NODES:
         middle, half = 0.5 * (times[0] + times[-1]).double(), 0.5 * (times[-1] - times[0]).double()
         nodes, coefficients = _table()
-        with torch.autocast("cpu", enabled=False):  # few rows: rounding them would cost more than it saves
+        with torch.autocast("cpu", enabled=False):  # what bf16 leaves of the coefficients tells nothing
             values = function((middle + half * nodes).to(t.dtype))
+            if torch._C._functorch.is_batchedtensor(values):  # pyright: ignore[reportAttributeAccessIssue]
+                return function(t), _as_they_are  # many sets of weights at once, of which nothing can be asked
             tail = coefficients[-_CHECKED:].to(values.dtype) @ values.detach()
             if bool(tail.abs().max() <= _ROUND_OFF * torch.finfo(values.dtype).eps):
                 angles = torch.arccos(((t.double() - middle) / half).clamp(-1.0, 1.0))
-                weights = torch.cos(angles[:, None] * torch.arange(NODES)) @ coefficients
+                weights = torch.cos(angles[:, None] * _orders()) @ coefficients
                 return values, _product(weights.to(values.dtype))
     if 4 * len(times) > 3 * len(t):
         return function(t), _as_they_are
@@ -72,7 +74,11 @@ def _product(weights: torch.Tensor) -> Spread:
 @cache
 def _table() -> tuple[torch.Tensor, torch.Tensor]:
     """Chebyshev nodes of the first kind in [-1, 1], and the matrix that takes values there to coefficients."""
-    angles = (torch.arange(NODES, dtype=torch.float64) + 0.5) * (math.pi / NODES)
-    matrix = torch.cos(torch.arange(NODES)[:, None] * angles) * (2.0 / NODES)
+    angles = (_orders() + 0.5) * (math.pi / NODES)
+    matrix = torch.cos(_orders()[:, None] * angles) * (2.0 / NODES)
     matrix[0] *= 0.5
     return torch.cos(angles), matrix
+
+
+def _orders() -> torch.Tensor:
+    return torch.arange(NODES, dtype=torch.float64, device="cpu")

@@ -330,7 +330,12 @@ def test_a_stream_that_lacks_a_letter_gets_the_rest(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "code"), [("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes", 2), ("a fault", None)]
+    ("text", "code"),
+    [
+        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes", 2),
+        ("a fault", None),
+        ("a fault of memory_format", None),
+    ],
 )
 def test_errors_of_torch(capsys, monkeypatch, tmp_path, text: str, code: int | None) -> None:
     """Short memory is said in a sentence; a fault of ours keeps its traceback."""

@@ -459,6 +459,10 @@ def storage(
     )
 
 
+SHORT = ("out of memory", "not enough memory", "allocate memory")
+"""What Torch says in a RuntimeError when memory is short."""
+
+
 def main() -> None:
     """Run the command; what a user can cause ends with one sentence and exit status 2."""
     for stream in (sys.stdout, sys.stderr):
@@ -470,7 +474,7 @@ def main() -> None:
             warnings.showwarning = _say
             app(standalone_mode=True)
     except (ValueError, TypeError, KeyError, OSError, ImportError, DivergenceError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in SHORT):
             raise  # Torch says by one that memory is short; others are faults of ours
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         if isinstance(error, OSError) and error.filename is not None:

@@ -96,7 +96,7 @@ def test_alone():
         assert group == Processes(0, 1, 0)
         assert group.first
         net, values, words = torch.nn.Linear(1, 1), torch.ones(3), np.array([1, 2], dtype=np.uint32)
-        assert group.share(net, CPU) is net
+        assert group.share(net) is net
         assert group.mean(values) is values
         assert group.agree(words, CPU) is words
         group.wait()

@@ -23,6 +23,7 @@ from torch import nn
 
 from thermodiff._check import choice, count
 from thermodiff.learned.checkpoint import known_window
+from thermodiff.learned.devices import placed
 from thermodiff.learned.networks import schedule_row
 from thermodiff.learned.predict import PREDICTS
 from thermodiff.schedules import LAM_NOISE, Schedule
@@ -83,6 +84,8 @@ class Adapted(nn.Module):
         super().__init__()
         self.module, self._clock, self._labels, self._label, self._output = module, clock, labels, label, output
         self._call = call
+        # Only its clock looks at the times, unless the module does so itself.
+        self.host_time = bool(getattr(module if clock is _same else clock, "host_time", False))
         self.classes, self.window = classes, getattr(clock, "window", None) or known_window(module)
         # Only what has this meaning: whatever else a module calls so is its own.
         predicts, noise = getattr(module, "predicts", None), getattr(module, "noise", None)
@@ -112,6 +115,8 @@ class Adapted(nn.Module):
         clock = self._clock(t.to(torch.float64))
         if clock.is_floating_point() and not getattr(self.module, "double_time", False):
             clock = clock.to(x.dtype)
+        if not getattr(self.module, "host_time", False):
+            clock = placed(clock, x.device)
         if y is None and self._label is not None:
             y = torch.full((x.shape[0],), self._label, device=x.device)
         if y is not None and self._labels is None:
@@ -256,6 +261,8 @@ def _same(t: torch.Tensor) -> torch.Tensor:
 class _Steps:
     """Times to the nearest of ``steps`` integers; step k stands for t = (k + 1) / steps, other times than those not."""
 
+    host_time = True
+
     def __init__(self, steps: int, noise: Schedule | None) -> None:
         self.steps = steps
         self.window: tuple[float, float] | None = None
@@ -286,6 +293,8 @@ class _Steps:
 
 class _Kernel:
     """Times to the log-SNR, or to sigma / alpha."""
+
+    host_time = True
 
     def __init__(self, noise: Schedule, kind: str) -> None:
         self.noise, self.kind = noise, kind

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from thermodiff._check import array
+from thermodiff.learned.devices import placed
 from thermodiff.learned.images import Images, plain_array, to_float32, without_dataset
 from thermodiff.learned.losses import likelihood_weight
 from thermodiff.learned.networks import torch_generator
@@ -27,7 +28,7 @@ _FLOOR = 0.15  # share of the proposal that is uniform, so that no weight is lar
 
 
 class Batch(NamedTuple):
-    """One training batch; ``row`` holds tensors of shape (n, 1, ...), ``weights`` has shape (n,)."""
+    """One training batch; ``row`` is that of `tensor_row`, ``weights`` has shape (n,)."""
 
     x0: torch.Tensor
     z: torch.Tensor
@@ -264,18 +265,19 @@ class Stream:
             assert labels is not None
             drop = torch.from_numpy(rng.random(shape) < UNLABELLED_SHARE)
             labels = torch.where(drop, self._unlabelled, labels.reshape(shape))
-            labels = self._placed(labels, labels)
+            labels = self._there(labels, labels)
+        move = self._there
         return Batch(
-            self._placed(x0, x0), self._placed(z, -z), Row(*(self._placed(entry, entry) for entry in row)),
-            self._placed(weights, weights), None if self._unlabelled is None else labels,
+            move(x0, x0), move(z, -z), Row(*((self._own if entry is row.time else move)(entry, entry) for entry in row)),
+            move(weights, weights), None if self._unlabelled is None else labels,
         )  # fmt: skip
 
-    def _placed(self, values: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
-        """The part of this process, with the second of each pair, where the network is."""
+    def _there(self, values: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+        """The part of this process where the network is."""
+        return placed(self._own(values, mirrored), self._device)
+
+    def _own(self, values: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+        """The part of this process, with the second of each pair."""
         if self._pairs:
             values = torch.cat([values, mirrored], 1)[:, : self._batch]
-        values = values[:, self._part]
-        if self._device.type == "cuda":
-            # From pinned memory the copy does not wait for the device.
-            return values.contiguous().pin_memory().to(self._device, non_blocking=True)
-        return values.to(self._device)
+        return values[:, self._part]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from thermodiff.learned.field import is_full
-from thermodiff.learned.networks import keep_schedules_uncompiled
+from thermodiff.learned.networks import keep_times_uncompiled
 from thermodiff.learned.parallel import Processes
 
 PRECISIONS = ("float32", "bf16")
@@ -42,9 +42,10 @@ class Caller:
     ) -> None:
         self._type = next(net.parameters()).dtype
         self.double_time = getattr(net, "double_time", False) or self._type == torch.float64
-        module = group.share(net, device)
+        self.host_time = getattr(net, "host_time", False)
+        module = group.share(net)
         if compiled:
-            keep_schedules_uncompiled()
+            keep_times_uncompiled()
         self._module = torch.compile(module) if compiled else module
         self._device, self._low = device, precision == "bf16"
         self._seeds = np.random.SeedSequence([int(word) for word in words], spawn_key=(1, group.rank))

@@ -17,10 +17,10 @@ def exact_divergence(field: Field, points: torch.Tensor) -> tuple[FloatArray, Fl
     x = points.detach().clone().requires_grad_(True)
     with torch.enable_grad():
         values = field(x)
-        total = torch.zeros(x.shape[0], dtype=x.dtype)
+        total = x.new_zeros(x.shape[0])
         for i in range(x.shape[1]):
             total += _gradient(values[:, i].sum(), x)[:, i]
-    return values.detach().cpu().numpy(), total.numpy()
+    return values.detach().cpu().numpy(), total.cpu().numpy()
 
 
 def hutchinson_divergence(field: Field, points: torch.Tensor, signs: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -29,11 +29,11 @@ def hutchinson_divergence(field: Field, points: torch.Tensor, signs: FloatArray)
     ``signs`` is (n, d) for one probe at each point, giving (n,), or (k, n, d) for k probes, giving (k, n).
     """
     x = points.detach().clone().requires_grad_(True)
-    probes = torch.from_numpy(np.ascontiguousarray(signs)).reshape(-1, *points.shape)
+    probes = torch.from_numpy(np.ascontiguousarray(signs)).reshape(-1, *points.shape).to(x.device)
     with torch.enable_grad():
         values = field(x)
-        slopes = [(_gradient((values * probe.to(values.device)).sum(), x) * probe).sum(1) for probe in probes]
-    return values.detach().cpu().numpy(), torch.stack(slopes).reshape(signs.shape[:-1]).numpy()
+        slopes = [(_gradient((values * probe).sum(), x) * probe).sum(1) for probe in probes]
+    return values.detach().cpu().numpy(), torch.stack(slopes).reshape(signs.shape[:-1]).cpu().numpy()
 
 
 def reaches(output: torch.Tensor, x: torch.Tensor) -> bool:

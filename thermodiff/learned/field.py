@@ -113,7 +113,6 @@ class Field:
         """The function x -> b_theta on float64 tensors (n, d), at the log-SNR of ``row`` (scalars)."""
 
         def score(x: torch.Tensor) -> torch.Tensor:
-            x = x.to(self.weights.device)
             return dimensionless_score(self.predicts, self.output(x, row, self.predicts), x, row, self.noise)
 
         return score
@@ -123,7 +122,7 @@ class Field:
         out, field = np.empty(x.shape), self.at(row)
 
         def work(part: slice) -> None:
-            out[part] = field(_tensor(x[part])).cpu().numpy()
+            out[part] = field(self.placed(x[part])).cpu().numpy()
 
         with evaluating(self.net), torch.inference_mode():
             self.in_batches(work, x.shape[0])
@@ -136,13 +135,17 @@ class Field:
 
         def work(part: slice) -> None:
             if signs is None:
-                out[part], slopes[part] = exact_divergence(field, _tensor(x[part]))
+                out[part], slopes[part] = exact_divergence(field, self.placed(x[part]))
             else:
-                out[part], slopes[:, part] = hutchinson_divergence(field, _tensor(x[part]), signs[:, part])
+                out[part], slopes[:, part] = hutchinson_divergence(field, self.placed(x[part]), signs[:, part])
 
         with evaluating(self.net):
             self.in_batches(work, x.shape[0])
         return out, slopes
+
+    def placed(self, x: FloatArray) -> torch.Tensor:
+        """``x`` where the network is."""
+        return torch.from_numpy(np.ascontiguousarray(x)).to(self.weights.device)
 
     def in_batches(self, work: Callable[[slice], None], n: int) -> None:
         """Call ``work`` on slices of 0 ... n - 1, on smaller ones where memory is short.
@@ -192,7 +195,3 @@ def evaluating(net: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in zip(modules, training, strict=True):
             module.training = flag
-
-
-def _tensor(x: FloatArray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(x))

@@ -152,7 +152,8 @@ class Conditional(nn.Module):
         self._require_known(net, values)
         self.net: Any = net
         self.values, self.chosen = values, values
-        self.double_time, self.window = bool(getattr(net, "double_time", False)), known_window(net)
+        self.double_time, self.host_time = (bool(getattr(net, name, False)) for name in ("double_time", "host_time"))
+        self.window = known_window(net)
 
     @staticmethod
     def _require_known(net: Any, values: torch.Tensor) -> None:

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from thermodiff._check import array, count, points, seed_words
-from thermodiff.learned.times import at_few_times
+from thermodiff.learned.devices import placed
+from thermodiff.learned.times import Function, at_few_times
 from thermodiff.schedules import Row, Schedule
 
 LAM_LIMIT = 80.0
@@ -49,14 +50,25 @@ def schedule_row(noise: Schedule, t: torch.Tensor) -> Row:
     return _times_to_row(noise, t)
 
 
-def keep_schedules_uncompiled() -> None:
-    """Make torch.compile leave `schedule_row` alone, whose NumPy it cannot trace; to be called before compiling.
+def schedule_tensors(noise: Schedule, t: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Give lam, alpha, sigma and growth of `schedule_row` as float64 where ``x`` is, shape (n, 1, ...) as x has axes."""
+    row = schedule_row(noise, t)
+    values = np.stack([np.atleast_1d(entry) for entry in (row.lam, row.alpha, row.sigma, row.growth)])
+    return placed(torch.from_numpy(values), x.device).reshape(4, -1, *(1,) * (x.ndim - 1)).unbind()
+
+
+_few_times: Callable[[Function, torch.Tensor], tuple[torch.Tensor, Function]] = at_few_times
+
+
+def keep_times_uncompiled() -> None:
+    """Make torch.compile leave alone what looks at times, which it cannot trace; to be called before compiling.
 
     Not done at import, where it would load the compiler, which takes seconds.
     """
-    global _times_to_row
+    global _times_to_row, _few_times
     if _times_to_row is _row_at:
         _times_to_row = torch.compiler.disable(_row_at)  # pyright: ignore[reportAssignmentType]
+        _few_times = torch.compiler.disable(at_few_times)  # pyright: ignore[reportAssignmentType]
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator, gain: float) -> nn.Linear:
@@ -98,11 +110,12 @@ class ControlMLP(nn.Module):
 
     Notes
     -----
-    `precondition` must be called before use; `train` does it.  Times should come as float64.
+    `precondition` must be called before use; `train` does it.  Times should come as float64, on the CPU wherever x is.
     """
 
     predicts = "entropy"
     double_time = True
+    host_time = True
     learning_rate = 7e-3
     mean: torch.Tensor
     variances: torch.Tensor
@@ -162,11 +175,7 @@ class ControlMLP(nn.Module):
         """Give the control e at ``x`` (n, d) and times ``t`` (n,), in inverse data units; shape (n, d)."""
         if self.noise is None:
             raise ValueError("ControlMLP has no moments yet; call precondition(mean, cov, noise), train it or load weights.")
-        row = schedule_row(self.noise, t)
-        lam, alpha, sigma, growth = (
-            torch.from_numpy(np.atleast_1d(values))[:, None].to(x.device)
-            for values in (row.lam, row.alpha, row.sigma, row.growth)
-        )
+        lam, alpha, sigma, growth = schedule_tensors(self.noise, t, x)
         kind = self.last.weight.dtype
         total = self.variances.mean()
         inverse = 1.0 / (alpha**2 * self.variances + sigma**2)
@@ -254,7 +263,7 @@ class EntropyMLP(nn.Module):
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Give the control e at ``x`` (n, d) and times ``t`` (n,), in inverse data units; shape (n, d)."""
         kind = self.last.weight.dtype
-        clock, spread = at_few_times(lambda times: self._clock(times.to(kind)), t)
+        clock, spread = _few_times(lambda times: self._clock(times.to(kind)), t)
         h = torch.sigmoid(self.embed_x(_waves(x.to(kind), self.frequencies_x)))
         for layer, time, norm in zip(self.hidden, self.times, self.norms, strict=True):
             h = torch.sigmoid(norm(layer(h) + spread(time(clock))))

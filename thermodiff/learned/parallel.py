@@ -28,12 +28,13 @@ class Processes:
         """Whether this one writes files and shows progress."""
         return self.rank == 0
 
-    def share(self, net: nn.Module, device: torch.device) -> nn.Module:
+    def share(self, net: nn.Module) -> nn.Module:
         """The network whose gradients are averaged over all processes; it starts from the weights of the first."""
         if self.count == 1:
             return net
         # With a static graph, weights that forward does not use are found at the first step; else they end the training.
-        return DistributedDataParallel(net, device_ids=[device] if device.type == "cuda" else None, static_graph=True)
+        # Without device_ids the input stays where it is: of some networks the times are on the CPU.
+        return DistributedDataParallel(net, static_graph=True)
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """The mean of ``values`` over all processes."""
@@ -69,7 +70,8 @@ def processes(device: torch.device) -> Iterator[Processes]:
     """
     own = distributed.is_available() and not distributed.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
     if own:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        cuda = device.type == "cuda"
+        distributed.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
     try:
         if distributed.is_available() and distributed.is_initialized():
             yield Processes(distributed.get_rank(), distributed.get_world_size(), local_rank())

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from thermodiff._check import array
-from thermodiff.learned.networks import schedule_row
+from thermodiff.learned.networks import schedule_tensors
 from thermodiff.schedules import Schedule
 
 CLOCK = 4.0
@@ -43,6 +43,7 @@ class Preconditioned(nn.Module):
 
     predicts = "entropy"
     double_time = True
+    host_time = True
     mean: torch.Tensor
     variance: torch.Tensor
 
@@ -97,11 +98,7 @@ class Preconditioned(nn.Module):
             )
         if x[0].numel() != self.mean.numel():
             raise ValueError(f"the moments are those of {self.mean.numel()} coordinates, x has shape {tuple(x.shape)}.")
-        row = schedule_row(self.noise, t)
-        lam, alpha, sigma, growth = (
-            torch.from_numpy(np.atleast_1d(values)).to(x.device).reshape((-1,) + (1,) * (x.ndim - 1))
-            for values in (row.lam, row.alpha, row.sigma, row.growth)
-        )
+        lam, alpha, sigma, growth = schedule_tensors(self.noise, t, x)
         c = self.variance
         inverse = 1.0 / (alpha**2 * c + sigma**2)
         scale = inverse.sqrt()

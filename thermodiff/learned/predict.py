@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from thermodiff._check import choice
+from thermodiff.learned.devices import placed
 from thermodiff.schedules import Row, Schedule
 
 PREDICTS = ("entropy", "score", "eps", "x0", "v", "flow", "edm")
@@ -52,30 +53,39 @@ def tensor_row(row: Row, like: torch.Tensor, dtype: torch.dtype | None = None) -
     Returns
     -------
     Row
-        Tensors of shape (n, 1, ...).  The time stays float64, since 1 - t loses its digits in float32.
+        Tensors of shape (n, 1, ...).  The time stays float64, since 1 - t loses its digits in float32, and on the CPU,
+        where schedules can be asked about it.
     """
     shape = (-1,) + (1,) * (like.ndim - 1)
 
     def convert(values: Any, kind: torch.dtype) -> Any:
-        return torch.as_tensor(np.asarray(values), dtype=kind, device=like.device).reshape(shape)
+        return torch.as_tensor(np.asarray(values), dtype=kind).reshape(shape)
+
+    def move(values: Any) -> Any:
+        return placed(convert(values, kind), like.device)
 
     kind = like.dtype if dtype is None else dtype
     return Row(
-        convert(row.lam, kind),
+        move(row.lam),
         convert(row.time, torch.float64),
-        convert(row.alpha, kind),
-        convert(row.sigma, kind),
-        convert(row.growth, kind),
+        move(row.alpha),
+        move(row.sigma),
+        move(row.growth),
     )
 
 
 def call(net: Any, x: torch.Tensor, t: torch.Tensor) -> Any:
     """Call ``net(x, t)`` with times in the type of ``x``, or in float64 for a network that says ``double_time``.
 
+    They are where x is, or where they were for a network that says ``host_time``, which looks at their values: on a GPU
+    that would wait for the device.
+
     Errors of Torch and of values, and short memory, come out as they are; others as a RuntimeError that names them.
     """
+    kind = torch.float64 if getattr(net, "double_time", False) else x.dtype
+    t = t.to(kind)
     try:
-        return net(x, t if getattr(net, "double_time", False) else t.to(x.dtype))
+        return net(x, t if getattr(net, "host_time", False) else placed(t, x.device))
     except (RuntimeError, TypeError, ValueError, MemoryError):
         raise
     except Exception as error:  # whose own text, such as 'a', says little
@@ -90,13 +100,13 @@ def ask(net: Any, predicts: str, x: torch.Tensor, row: Row, dtype: torch.dtype |
     """
     dtype = x.dtype if dtype is None else dtype
     if predicts == "edm":
-        return call(net, (x / row.alpha).to(dtype), _each(row.sigma / row.alpha, x))
-    return call(net, x.to(dtype, copy=True), _each(row.time, x))
+        return call(net, (x / row.alpha).to(dtype), _each(row.sigma / row.alpha, len(x)))
+    return call(net, x.to(dtype, copy=True), _each(row.time, len(x)))
 
 
-def _each(values: Any, x: torch.Tensor) -> torch.Tensor:
+def _each(values: Any, n: int) -> torch.Tensor:
     """A scalar, or one number for each sample, as float64 of shape (n,), in memory of its own."""
-    return torch.as_tensor(values, dtype=torch.float64, device=x.device).reshape(-1).expand(x.shape[0]).clone()
+    return torch.as_tensor(values, dtype=torch.float64).reshape(-1).expand(n).clone()
 
 
 def check_window(predicts: str, noise: Schedule, window: tuple[float, float]) -> tuple[float, float]:
@@ -182,4 +192,4 @@ def _diffusivity(row: Row, noise: Schedule) -> Any:
     if not isinstance(time, torch.Tensor):
         return noise.diffusivity(time)
     value = noise.diffusivity(time.detach().cpu().numpy())
-    return torch.as_tensor(value, dtype=sigma.dtype, device=sigma.device)
+    return placed(torch.as_tensor(value, dtype=sigma.dtype), sigma.device)

@@ -38,6 +38,8 @@ class NoiseTable:
         abar_k, the share of the variance that is data; must fall strictly from below 1 to above 0.
     """
 
+    host_time = True
+
     def __init__(self, cumulative: npt.ArrayLike) -> None:
         try:
             table = np.asarray(cumulative, dtype=np.float64)

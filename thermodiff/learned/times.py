@@ -13,10 +13,10 @@ NODES = 32
 _CHECKED = 3  # Chebyshev coefficients, the last, that must have fallen to round-off
 _ROUND_OFF = 2.0  # in units of the precision: what float32 leaves of them is 0.3 to 0.7 of it (measured)
 
-Spread = Callable[[torch.Tensor], torch.Tensor]
+Function = Callable[[torch.Tensor], torch.Tensor]
 
 
-def at_few_times(function: Callable[[torch.Tensor], torch.Tensor], t: torch.Tensor) -> tuple[torch.Tensor, Spread]:
+def at_few_times(function: Function, t: torch.Tensor) -> tuple[torch.Tensor, Function]:
     """Evaluate a smooth function of the time where samples share times, or at Chebyshev nodes where they do not.
 
     Parameters
@@ -63,7 +63,7 @@ def _as_they_are(rows: torch.Tensor) -> torch.Tensor:
     return rows
 
 
-def _product(weights: torch.Tensor) -> Spread:
+def _product(weights: torch.Tensor) -> Function:
     def spread(rows: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", enabled=False):
             return weights @ rows.to(weights.dtype)

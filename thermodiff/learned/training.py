@@ -63,9 +63,9 @@ def train(
     ----------
     net : Module
         ``net(x, t)`` with x of shape (n, ...) in data units and t of shape (n,), both in the type of its weights, float32 or
-        float64; t is float64 where it has ``double_time = True``.  If it has a method ``precondition(mean, cov, noise)``,
-        that is called first.  If it has ``classes``, it is called as ``net(x, t, y)`` with labels y (n,), of which one in
-        ten is ``classes``, "not stated".
+        float64; t is float64 where it has ``double_time = True``, and on the CPU where it has ``host_time = True``.  If it
+        has a method ``precondition(mean, cov, noise)``, that is called first.  If it has ``classes``, it is called as
+        ``net(x, t, y)`` with labels y (n,), of which one in ten is ``classes``, "not stated".
     data : density, Samples, Images, or array
         Has ``sample(n, rng=)``, ``mean()``, ``covariance()``; or is `Images`; or points (n, d); or images (n, channels,
         height, width); or a torch dataset of points or images, whose labels are left out.

@@ -20,7 +20,8 @@ WAITS: list[tuple[str, str]] = []
 """Operations that made the program wait, and the line of the package that asked for them."""
 
 _COPIES = ("aten._to_copy.default", "aten.copy_.default")
-_SHOW = ("aten._local_scalar_dense", "aten.equal", "aten.nonzero", "aten._unique", "aten.masked_select", "aten.sort")
+_SHOW = ("_local_scalar_dense", "equal", "nonzero", "_unique", "masked_select", "repeat_interleave", "bincount")
+_MASKED = ("index", "index_put", "index_put_", "_index_put_impl_")
 
 
 class Away(torch.Tensor):
@@ -60,6 +61,13 @@ class Pretend(TorchDispatchMode):
         return _run(func, args, kwargs or {})
 
 
+def pin_memory(values: torch.Tensor) -> torch.Tensor:
+    """What stands for the method of tensors, which needs a GPU: a copy that is known as pinned."""
+    copied: Any = values.clone()
+    copied.pinned = True
+    return copied
+
+
 def _there(device: Any) -> bool:
     return device is not None and torch.device(device).type == NAME
 
@@ -77,7 +85,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         source, result = (args[0], _there(device) if device is not None else bool(away))
         if name == "aten.copy_.default":
             source, result = args[1], isinstance(args[0], Away)
-        unwaited = kwargs.get("non_blocking") or (name == "aten.copy_.default" and len(args) > 2 and args[2])
+        asked = kwargs.get("non_blocking") or (name == "aten.copy_.default" and len(args) > 2 and args[2])
+        unwaited = asked and result and getattr(source, "pinned", False)  # nothing else is copied while the program goes on
         if result != isinstance(source, Away) and not unwaited:
             WAITS.append((f"copy {'to' if result else 'from'} the device", _line()))
     else:
@@ -85,7 +94,11 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         strangers = [tuple(entry.shape) for entry in tensors if not isinstance(entry, Away) and entry.ndim]
         if away and strangers:
             raise RuntimeError(f"{name}: expected all tensors on one device, found {strangers} on the CPU.")
-        if name.startswith(_SHOW):
+        kind = name.split(".")[1]
+        masks = kind in _MASKED and any(
+            entry.dtype in (torch.bool, torch.uint8) for entry in tree_leaves(args[1]) if entry is not None
+        )
+        if kind.startswith(_SHOW) or masks:
             WAITS.append((name, _line()))
     if _there(device):
         kwargs = {**kwargs, "device": torch.device("cpu")}

@@ -42,6 +42,7 @@ GREY = np.random.default_rng(0).integers(0, 256, (64, 1, 8, 8)).astype(np.uint8)
 IMAGES = Images(GREY, span=(0, 1), labels=np.arange(64) % 3)
 VALUES = np.asarray(IMAGES)
 STEPS = (25, 45)
+WAITING = ("Looks", "Masks", "noise levels on the host")
 Numbers = Any
 
 
@@ -50,6 +51,23 @@ class Looks(nn.Linear):
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().forward(x) * float(t.max())
+
+
+class OnTheHost(nn.Linear):
+    """A network that gets its times on the CPU, and looks at them."""
+
+    host_time = True
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().forward(x) * float(t.numpy().max())
+
+
+class Masks(nn.Linear):
+    """A network that picks samples by a mask, which waits to count them."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x[t > 2.0] = 0.0
+        return super().forward(x)
 
 
 class Strays(nn.Linear):
@@ -84,7 +102,9 @@ TRAININGS: dict[str, Case] = {
     "integer steps": (lambda: adapt(unet(), time="steps"), VALUES, {"lam": (-6.0, 4.0)}),
     "time is lam": (lambda: adapt(unet(), time="lam", noise=td.VP()), VALUES, {}),
     "adapted ControlMLP": (lambda: adapt(told()), LAW, {}),
-    "Looks": (partial(Looks, 3, 3), LAW, {}),
+    "host_time": (partial(OnTheHost, 3, 3), LAW, {"predicts": "eps"}),
+    **{name: (partial(kind, 3, 3), LAW, {}) for name, kind in (("Looks", Looks), ("Masks", Masks))},
+    "noise levels on the host": (partial(OnTheHost, 3, 3), LAW, {"predicts": "edm"}),
 }
 
 
@@ -154,8 +174,7 @@ def main() -> None:
 
     from thermodiff.learned import devices
 
-    # What is copied from pinned memory is not waited for; here there is none.
-    devices.ASYNCHRONOUS, torch.Tensor.pin_memory = (pretend_device.NAME,), lambda self: self  # pyright: ignore[reportAttributeAccessIssue]
+    devices.ASYNCHRONOUS, torch.Tensor.pin_memory = (pretend_device.NAME,), pretend_device.pin_memory  # pyright: ignore[reportAttributeAccessIssue]
     result: dict[str, Any] = {}
 
     def away(work: Callable[[], list[float]]) -> tuple[list[float], Counter[str]]:
@@ -198,7 +217,7 @@ def finding(name: str) -> Any:
     return findings()[name]
 
 
-@pytest.mark.parametrize("name", [name for name in TRAININGS if name != "Looks"])
+@pytest.mark.parametrize("name", [name for name in TRAININGS if name not in WAITING])
 def test_a_training_elsewhere_gives_the_same_weights_and_waits_only_to_tell_the_loss(name: str) -> None:
     found = finding(name)
     assert found["difference"] < 1e-9
@@ -206,8 +225,10 @@ def test_a_training_elsewhere_gives_the_same_weights_and_waits_only_to_tell_the_
     assert [(wait.split()[:2], times) for wait, times in found["waits"].items()] == [(["tolist", "learned/report.py:"], 1)]
 
 
-def test_a_network_that_looks_at_its_times_is_seen_to_wait_in_every_step() -> None:
-    assert sum(finding("Looks")["waits"].values()) == 21
+@pytest.mark.parametrize("name", WAITING)
+def test_a_network_that_looks_at_the_device_is_seen_to_wait_in_every_step(name: str) -> None:
+    assert finding(name)["difference"] < 1e-9
+    assert sum(finding(name)["waits"].values()) == 21
 
 
 def test_a_tensor_left_on_the_cpu_is_refused() -> None:

@@ -149,3 +149,13 @@ def test_the_frequencies_of_the_published_network() -> None:
 
 def published(seed: int) -> EntropyMLP:
     return EntropyMLP(9, rng=seed)
+
+
+def test_control_mlp_takes_a_single_point() -> None:
+    """As vmap calls it."""
+    net = ControlMLP(3, 8, 2, rng=0)
+    net.precondition(np.arange(3.0), np.eye(3), VP())
+    x, t = torch.randn(5, 3), torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+    assert torch.equal(net(x[0], t[0]), net(x[:1], t[:1]))
+    each = torch.func.vmap(lambda point: net(point, t[1]))(x)
+    torch.testing.assert_close(each[:, 0], net(x, t[1].expand(5)))

@@ -10,6 +10,7 @@ ASYNCHRONOUS = ("cuda",)
 
 def placed(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """``values`` on ``device``; the program goes on while they are copied there, as work on the device does."""
-    if device.type in ASYNCHRONOUS and values.device.type == "cpu":
+    pinned = device.type in ASYNCHRONOUS and values.device.type == "cpu"
+    if pinned and not torch.compiler.is_compiling():  # no compiler is known to trace the call that pins
         return values.contiguous().pin_memory().to(device, non_blocking=True)
     return values.to(device)

@@ -122,7 +122,7 @@ class Field:
         out, field = np.empty(x.shape), self.at(row)
 
         def work(part: slice) -> None:
-            out[part] = field(self.placed(x[part])).cpu().numpy()
+            out[part] = field(self._there(x[part])).cpu().numpy()
 
         with evaluating(self.net), torch.inference_mode():
             self.in_batches(work, x.shape[0])
@@ -135,15 +135,15 @@ class Field:
 
         def work(part: slice) -> None:
             if signs is None:
-                out[part], slopes[part] = exact_divergence(field, self.placed(x[part]))
+                out[part], slopes[part] = exact_divergence(field, self._there(x[part]))
             else:
-                out[part], slopes[:, part] = hutchinson_divergence(field, self.placed(x[part]), signs[:, part])
+                out[part], slopes[:, part] = hutchinson_divergence(field, self._there(x[part]), signs[:, part])
 
         with evaluating(self.net):
             self.in_batches(work, x.shape[0])
         return out, slopes
 
-    def placed(self, x: FloatArray) -> torch.Tensor:
+    def _there(self, x: FloatArray) -> torch.Tensor:
         """``x`` where the network is."""
         return torch.from_numpy(np.ascontiguousarray(x)).to(self.weights.device)
 

@@ -53,8 +53,8 @@ def schedule_row(noise: Schedule, t: torch.Tensor) -> Row:
 def schedule_tensors(noise: Schedule, t: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Give lam, alpha, sigma and growth of `schedule_row` as float64 where ``x`` is, shape (n, 1, ...) as x has axes."""
     row = schedule_row(noise, t)
-    values = np.stack([np.atleast_1d(entry) for entry in (row.lam, row.alpha, row.sigma, row.growth)])
-    return placed(torch.from_numpy(values), x.device).reshape(4, -1, *(1,) * (x.ndim - 1)).unbind()
+    values = np.stack(np.broadcast_arrays(np.atleast_1d(row.lam), row.alpha, row.sigma, row.growth))
+    return placed(torch.from_numpy(values), x.device).reshape(4, -1, *(1,) * max(1, x.ndim - 1)).unbind()
 
 
 _few_times: Callable[[Function, torch.Tensor], tuple[torch.Tensor, Function]] = at_few_times

@@ -77,15 +77,15 @@ def tensor_row(row: Row, like: torch.Tensor, dtype: torch.dtype | None = None) -
 def call(net: Any, x: torch.Tensor, t: torch.Tensor) -> Any:
     """Call ``net(x, t)`` with times in the type of ``x``, or in float64 for a network that says ``double_time``.
 
-    They are where x is, or where they were for a network that says ``host_time``, which looks at their values: on a GPU
-    that would wait for the device.
+    They are where x is, or on the CPU for a network that says ``host_time``, which looks at their values: there it does not
+    wait for a GPU, but for the noise levels of "edm", which are formed on the device.
 
     Errors of Torch and of values, and short memory, come out as they are; others as a RuntimeError that names them.
     """
     kind = torch.float64 if getattr(net, "double_time", False) else x.dtype
     t = t.to(kind)
     try:
-        return net(x, t if getattr(net, "host_time", False) else placed(t, x.device))
+        return net(x, t.cpu() if getattr(net, "host_time", False) else placed(t, x.device))
     except (RuntimeError, TypeError, ValueError, MemoryError):
         raise
     except Exception as error:  # whose own text, such as 'a', says little

@@ -1,7 +1,8 @@
 """A device that is the CPU under another name, to find out on any machine what a GPU would object to or wait for.
 
 Its tensors hold tensors of the CPU, so that what is computed there can be compared to the bit.  Operations between it and
-the CPU are refused, as a GPU refuses them, and everything that makes the program wait for the device is written down.
+the CPU are refused, as a GPU refuses them, and what makes the program wait for a GPU, as far as the package or its usual
+networks might do it, is written down.
 To be imported in a process of its own: Torch knows one such device, for good.
 """
 
@@ -122,7 +123,7 @@ def _held(entry: Any) -> Any:
 def _line() -> str:
     """The innermost line of the package on the way here."""
     for frame in reversed(traceback.extract_stack()):
-        if "/thermodiff/" in frame.filename:
+        if "/thermodiff/learned/" in frame.filename:
             return f"{frame.filename.rsplit('/thermodiff/', 1)[1]}: {frame.line}"
     return "elsewhere"
 

@@ -1,6 +1,6 @@
 """What a GPU would object to or wait for, found out on a device that is the CPU under another name (`pretend_device`).
 
-Run as a program, this file makes the cases there, in a process of its own, and prints what they found.
+`main` makes the cases there, in a process of its own, and prints what they found.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch.utils import backend_registration
 
 import thermodiff as td
 from thermodiff.learned import (
+    Adapted,
     ControlMLP,
     EntropyMLP,
     Images,
@@ -36,6 +37,7 @@ from thermodiff.learned import (
     train,
 )
 from thermodiff.learned.devices import placed
+from thermodiff.learned.pretrained import NoiseTable
 
 LAW = td.paper_mixture(3)
 GREY = np.random.default_rng(0).integers(0, 256, (64, 1, 8, 8)).astype(np.uint8)
@@ -43,7 +45,6 @@ IMAGES = Images(GREY, span=(0, 1), labels=np.arange(64) % 3)
 VALUES = np.asarray(IMAGES)
 STEPS = (25, 45)
 WAITING = ("Looks", "Masks", "noise levels on the host")
-Numbers = Any
 
 
 class Looks(nn.Linear):
@@ -85,7 +86,7 @@ def told() -> ControlMLP:
 
 
 def unet(**options: Any) -> UNet:
-    return UNet(1, (4, 8), rng=0, **options)
+    return UNet(1, (8, 16), rng=0, **options)
 
 
 Case = tuple[Callable[[], nn.Module], Any, dict[str, Any]]
@@ -101,6 +102,7 @@ TRAININGS: dict[str, Case] = {
     "Preconditioned": (lambda: Preconditioned(unet()), VALUES, {}),
     "integer steps": (lambda: adapt(unet(), time="steps"), VALUES, {"lam": (-6.0, 4.0)}),
     "time is lam": (lambda: adapt(unet(), time="lam", noise=td.VP()), VALUES, {}),
+    "noise table": (lambda: Adapted(unet(), NoiseTable(np.geomspace(0.999, 0.005, 50))), VALUES, {"lam": (-5.0, 6.0)}),
     "adapted ControlMLP": (lambda: adapt(told()), LAW, {}),
     "host_time": (partial(OnTheHost, 3, 3), LAW, {"predicts": "eps"}),
     **{name: (partial(kind, 3, 3), LAW, {}) for name, kind in (("Looks", Looks), ("Masks", Masks))},
@@ -140,9 +142,9 @@ MEASUREMENTS: dict[str, Callable[[str], Any]] = {
 
 
 def numbers(found: Any) -> list[float]:
-    """All numbers in a record, but the time that it took."""
+    """All numbers in a record, but its key and the time that it took."""
     if isinstance(found, dict):
-        return [number for name, part in found.items() if name != "seconds" for number in numbers(part)]
+        return [number for name, part in found.items() if name not in ("key", "seconds") for number in numbers(part)]
     if isinstance(found, list | tuple | np.ndarray):
         return [number for part in found for number in numbers(part)]
     return [float(found)] if isinstance(found, int | float | np.number) else []
@@ -161,9 +163,9 @@ def trained(name: str, device: str, steps: int, folder: Path | None = None) -> l
 
 
 def compared(found: list[float], wanted: list[float]) -> float:
-    """Largest difference, relative to the largest number."""
+    """Largest difference, relative to numbers above one."""
     assert len(found) == len(wanted)
-    return float(np.max(np.abs(np.array(found) - wanted)) / np.max(np.abs(wanted)))
+    return float(np.max(np.abs(np.array(found) - wanted) / np.maximum(np.abs(wanted), 1.0)))
 
 
 def main() -> None:
@@ -220,14 +222,15 @@ def finding(name: str) -> Any:
 @pytest.mark.parametrize("name", [name for name in TRAININGS if name not in WAITING])
 def test_a_training_elsewhere_gives_the_same_weights_and_waits_only_to_tell_the_loss(name: str) -> None:
     found = finding(name)
-    assert found["difference"] < 1e-9
+    # Rounding, but for the bias of the keys of attention: it changes nothing, and Adam makes steps of its gradient's rounding.
+    assert found["difference"] < (1e-11 if name == "UNet" else 1e-13)
     # Steps 26 ... 45 read the losses once, of twenty steps, as the last steps of either training do.
     assert [(wait.split()[:2], times) for wait, times in found["waits"].items()] == [(["tolist", "learned/report.py:"], 1)]
 
 
 @pytest.mark.parametrize("name", WAITING)
 def test_a_network_that_looks_at_the_device_is_seen_to_wait_in_every_step(name: str) -> None:
-    assert finding(name)["difference"] < 1e-9
+    assert finding(name)["difference"] < 1e-13
     assert sum(finding(name)["waits"].values()) == 21
 
 
@@ -238,12 +241,12 @@ def test_a_tensor_left_on_the_cpu_is_refused() -> None:
 @pytest.mark.parametrize("name", MEASUREMENTS)
 def test_measurements_elsewhere_give_the_same_numbers(name: str) -> None:
     found = finding(name)
-    assert found["difference"] < 1e-9
+    assert found["difference"] < 1e-13
     assert any("from the device" in wait for wait in found["waits"])  # it was asked there
 
 
 def test_a_stopped_training_goes_on_elsewhere() -> None:
-    assert finding("resumed")["difference"] < 1e-9
+    assert finding("resumed")["difference"] < 1e-13
 
 
 def test_placed_leaves_a_tensor_where_it_is() -> None:

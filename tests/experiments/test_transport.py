@@ -58,6 +58,16 @@ def test_one_process_makes_all_lengths_of_a_plain_training() -> None:
     assert transport._shared_out(todo, plain=False) == [[run] for run in todo]
 
 
+def test_steps_of_records_are_those_that_are_made() -> None:
+    """A plain training goes on from the length before, of which there is none at the first."""
+    todo = transport.runs([3], ["VP", "SL"], [40, 10, 25], 2)
+    apart, plain = transport.steps_for(todo, False), transport.steps_for(todo, True)
+    assert list(apart) == todo
+    assert [apart[run] for run in todo] == [run.steps for run in todo]
+    assert plain == {run: {10: 10, 25: 15, 40: 15}[run.steps] for run in todo}
+    assert sum(plain.values()) == 4 * 40
+
+
 def test_a_plain_training_goes_on_from_one_length_to_the_next(tmp_path) -> None:
     store = Store(tmp_path / "runs", {**transport.settings(plain=True), "samples": 100})
     todo = transport.runs((3,), ("VP",), (4, 8), 1)

@@ -18,6 +18,7 @@ import thermodiff
 from thermodiff.learned import training
 from thermodiff.learned.networks import ControlMLP
 from thermodiff.learned.parallel import Processes, processes
+from thermodiff.learned.resume import State
 from thermodiff.schedules import VP
 
 ROOT = Path(thermodiff.__file__).parent.parent
@@ -83,6 +84,30 @@ def test_weights_that_forward_does_not_use(tmp_path):
     two = told(tmp_path / "two", 2, UNUSED)
     np.testing.assert_allclose(two[0]["losses"], one["losses"], rtol=2e-4)
     assert two[0]["weights"] == two[1]["weights"]
+
+
+REFUSED = """
+import json, os, sys, numpy as np
+from thermodiff.learned import ControlMLP, train
+from thermodiff.schedules import VP
+rank = int(os.environ["RANK"])
+try:
+    train(ControlMLP(2, rng=0), np.eye(2), VP(), steps=2, batch=2, rng=0, checkpoint=sys.argv[1], every=1, progress=False)
+    said = "nothing"
+except Exception as error:
+    said = f"{type(error).__name__}: {error}"
+with open(f"{sys.argv[1]}.rank{rank}", "w") as file:
+    json.dump({"said": said}, file)
+"""
+
+
+def test_all_processes_say_that_another_training_writes_there(tmp_path):
+    path = tmp_path / "net"
+    with State(path, {}, 1).alone():
+        said = [entry["said"] for entry in told(path, 2, REFUSED)]
+    sentence = f"ValueError: another training is writing to {path}.state.safetensors; wait for its end, or save elsewhere."
+    assert said == [sentence, sentence]
+    assert [entry["said"] for entry in told(path, 2, REFUSED)] == ["nothing", "nothing"]
 
 
 def test_a_batch_that_cannot_be_shared(monkeypatch):

@@ -53,10 +53,11 @@ def run_transport(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     records = []
     with resumable(), Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task("trainings", total=len(todo))
+        steps_of = transport.steps_for(todo, plain)
+        task = bar.add_task("steps of training", total=sum(steps_of.values()))
         for record in transport.carry_out(todo, store, workers, plain):
             records.append(record)
-            bar.advance(task)
+            bar.advance(task, steps_of[transport.Run(*(record[name] for name in transport.Run._fields))])
     points = transport.curve(records)
     written = _write(out, store.settings, points, records)
     if not quiet:

@@ -80,6 +80,19 @@ def runs(dims: Sequence[int], schedules: Sequence[str], steps: Sequence[int], se
     return [Run(d, s, n, k) for n in sorted(set(steps)) for d in dims for s in schedules for k in range(seeds)]
 
 
+def steps_for(todo: Sequence[Run], plain: bool) -> dict[Run, int]:
+    """Steps of training that each record takes: those of the run, or of the plain network those since the length before."""
+    if not plain:
+        return {run: run.steps for run in todo}
+    taken: dict[Run, int] = {}
+    done: dict[tuple[int, str, int], int] = {}
+    for run in sorted(todo, key=lambda run: run.steps):
+        key = (run.dim, run.schedule, run.seed)
+        taken[run] = run.steps - done.get(key, 0)
+        done[key] = run.steps
+    return taken
+
+
 def settings(plain: bool) -> dict[str, Any]:
     """What all runs share; a batch of the plain network is as large as the published 32 points with 10 draws each."""
     shared = {"training set": TRAINING_SET, "nodes": NODES}

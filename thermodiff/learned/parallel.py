@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +50,25 @@ class Processes:
         shared = torch.tensor(words.astype(np.int64), device=device)
         distributed.broadcast(shared, 0)
         return shared.cpu().numpy().astype(np.uint32)
+
+    @contextmanager
+    def held_by_first(self, what: AbstractContextManager[None], device: torch.device) -> Iterator[None]:
+        """Enter ``what`` in the first process; if it refuses, with a ValueError, all do so in its words.
+
+        Else the others would wait for it, and report a lost connection.
+        """
+        with ExitStack() as held:
+            refusal: list[str | None] = [None]
+            if self.first:
+                try:
+                    held.enter_context(what)
+                except ValueError as error:
+                    refusal = [str(error)]
+            if self.count > 1:
+                distributed.broadcast_object_list(refusal, 0, device=device)
+            if refusal[0] is not None:
+                raise ValueError(refusal[0])
+            yield
 
     def wait(self) -> None:
         """Until all processes are here."""

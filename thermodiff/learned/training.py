@@ -173,8 +173,7 @@ def train(
         if every is not None and checkpoint is not None:
             call = {**settings.record(net, source, noise), "key": words.tolist(), "compile": bool(compile)}
             state = State(checkpoint, call, every)
-            if group.first:
-                held.enter_context(state.alone())
+            held.enter_context(group.held_by_first(state.alone(), place))
             done, losses = state.load(net, optimiser)
             if done > steps:
                 raise ValueError(

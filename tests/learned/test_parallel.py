@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +108,18 @@ def test_all_processes_say_that_another_training_writes_there(tmp_path):
     sentence = f"ValueError: another training is writing to {path}.state.safetensors; wait for its end, or save elsewhere."
     assert said == [sentence, sentence]
     assert [entry["said"] for entry in told(path, 2, REFUSED)] == ["nothing", "nothing"]
+
+
+@pytest.mark.parametrize("error", [ValueError("taken"), PermissionError(13, "no")])
+def test_what_one_process_refuses_is_raised_as_it_is(error):
+    @contextmanager
+    def refuse():
+        raise error
+        yield
+
+    with pytest.raises(type(error)) as caught, Processes().held_by_first(refuse(), CPU):
+        pytest.fail("it was entered")
+    assert caught.value is error
 
 
 def test_a_batch_that_cannot_be_shared(monkeypatch):

@@ -53,21 +53,24 @@ class Processes:
 
     @contextmanager
     def held_by_first(self, what: AbstractContextManager[None], device: torch.device) -> Iterator[None]:
-        """Enter ``what`` in the first process; if it refuses, with a ValueError, all do so in its words.
+        """Enter ``what`` in the first process; if it refuses there, all do so in its words.
 
         Else the others would wait for it, and report a lost connection.
         """
         with ExitStack() as held:
-            refusal: list[str | None] = [None]
+            refusal: Exception | None = None
             if self.first:
                 try:
                     held.enter_context(what)
-                except ValueError as error:
-                    refusal = [str(error)]
+                except (ValueError, OSError) as error:
+                    refusal = error
             if self.count > 1:
-                distributed.broadcast_object_list(refusal, 0, device=device)
-            if refusal[0] is not None:
-                raise ValueError(refusal[0])
+                words = [None if refusal is None else str(refusal)]
+                distributed.broadcast_object_list(words, 0, device=device)
+                if refusal is None and words[0] is not None:
+                    refusal = ValueError(words[0])
+            if refusal is not None:
+                raise refusal
             yield
 
     def wait(self) -> None:

@@ -42,7 +42,8 @@ class Optimiser:
 
     def clear(self) -> None:
         """Let go of the gradients."""
-        self._adam.zero_grad()
+        for weight in self._weights:
+            weight.grad = None
 
     def step(self, step: int) -> None:
         """Update the weights by their gradients, and the average, in step number ``step``, counted from 1."""
